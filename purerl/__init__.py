@@ -1,0 +1,36 @@
+"""purerl: reinforcement learning in pure JAX, one readable file an algorithm.
+
+    from purerl import ppo
+    state, metrics = ppo.train(jax.random.key(0), ppo.Config(env="CartPole-v1"))
+
+Names are imported when first used, so that `from purerl import ppo` loads only what ppo needs.
+"""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+ALGORITHMS = ("dqn", "ppo")
+
+_HOMES = {name: f"purerl.algorithms.{name}" for name in ALGORITHMS} | {
+    "envs": "purerl.core.envs",
+    "plot": "purerl.plot",
+    "runner": "purerl.runner",
+    "evaluate": "purerl.core.evaluate:evaluate",
+    "tuned": "purerl.settings:tuned",
+    "use_all_cores": "purerl.runner:use_all_cores",
+}
+__all__ = ["ALGORITHMS", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'purerl' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = importlib.import_module(module)
+    return getattr(value, attribute) if attribute else value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

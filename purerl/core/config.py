@@ -1,0 +1,64 @@
+"""What every Config checks of itself, in the terms of the person who wrote it, before anything compiles."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from purerl.core import envs
+from purerl.core.types import validate
+
+
+def env(config: Any) -> envs.Env:
+    """The environment that `config.env` names."""
+    return envs.make(config.env)
+
+
+def env_params(config: Any) -> Any:
+    """`config.env_params`, or the environment's defaults where it is None."""
+    return env(config).default_params if config.env_params is None else config.env_params
+
+
+def check(config: Any, actions: tuple[type, ...] = (envs.Discrete, envs.Box)) -> None:
+    """Every field against its declaration, the env against what the algorithm can act on.
+
+    actions: the action spaces that the algorithm handles.
+    Raises TypeError or ValueError with one sentence that names the field.
+    """
+    validate(config)
+    algorithm = type(config).__module__.split(".")[-1]
+    environment = env(config)
+    with jax.ensure_compile_time_eval():
+        space = environment.action_space(environment.default_params)
+    if not isinstance(space, actions):
+        kinds = " or ".join({envs.Discrete: "discrete", envs.Box: "continuous"}[kind] for kind in actions)
+        raise ValueError(f"{algorithm} acts in {kinds} action spaces only, but {config.env} has the action space {space}.")
+    if config.env_params is not None:
+        _check_env_params(config, environment)
+
+
+def _check_env_params(config: Any, environment: envs.Env) -> None:
+    given, default = (jax.tree.structure(params) for params in (config.env_params, environment.default_params))
+    if given != default:
+        raise ValueError(f"env_params must be made like the defaults of {config.env}, {default}, but is {given}.")
+    for leaf, own in zip(jax.tree.leaves(config.env_params), jax.tree.leaves(environment.default_params), strict=True):
+        if jnp.ndim(leaf) == jnp.ndim(own) + 1 and jnp.shape(leaf)[0] != config.num_envs:
+            raise ValueError(
+                f"env_params has a leaf of shape {jnp.shape(leaf)}: a leading axis gives each env its own value, so it "
+                f"must be num_envs = {config.num_envs} long."
+            )
+
+
+def divides(config: Any, field: str, product: str, value: int) -> None:
+    """Raises ValueError unless the static field divides `value`, which is called `product`."""
+    if value % (divisor := getattr(config, field)):
+        raise ValueError(f"{field} = {divisor} must divide {product} = {value}.")
+
+
+def at_least_one_update(config: Any, env_steps: int) -> None:
+    """Raises ValueError where total_timesteps ends before the first update does."""
+    if config.total_timesteps < env_steps:
+        raise ValueError(
+            f"total_timesteps = {config.total_timesteps} is less than the {env_steps} env steps of the first update: "
+            "raise it, or make updates smaller."
+        )

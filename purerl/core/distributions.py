@@ -1,0 +1,102 @@
+"""Action distributions as small pytrees. The batch axes come first; an event is one action."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+_LOG_2PI = 1.8378770664093453
+_LOG_2 = 0.6931471805599453
+
+
+class Categorical(NamedTuple):
+    """A distribution over 0 .. A-1 with logits `[..., A]`."""
+
+    logits: Float[Array, "*batch A"]
+
+    def sample(self, key: Key[Array, ""]) -> Int[Array, "*batch"]:
+        return jax.random.categorical(key, self.logits)
+
+    def mode(self) -> Int[Array, "*batch"]:
+        return self.logits.argmax(-1)
+
+    def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+        return jnp.take_along_axis(jax.nn.log_softmax(self.logits), action[..., None], axis=-1)[..., 0]
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """In nats."""
+        return -jnp.sum(jax.nn.softmax(self.logits) * jax.nn.log_softmax(self.logits), axis=-1)
+
+    def kl(self, other: "Categorical") -> Float[Array, "*batch"]:
+        """KL(self || other) in nats."""
+        log_p, log_q = jax.nn.log_softmax(self.logits), jax.nn.log_softmax(other.logits)
+        return jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1)
+
+
+class Gaussian(NamedTuple):
+    """Independent normals over D dimensions: mean and log standard deviation `[..., D]`, which broadcast."""
+
+    mean: Float[Array, "*batch D"]
+    log_std: Float[Array, "*#batch D"]
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "*batch D"]:
+        noise = jax.random.normal(key, self.mean.shape)
+        return self.mean + jnp.exp(self._log_std) * noise
+
+    def mode(self) -> Float[Array, "*batch D"]:
+        return self.mean
+
+    def log_prob(self, action: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        z = (action - self.mean) * jnp.exp(-self._log_std)
+        return -jnp.sum(jnp.square(z) / 2 + self._log_std + _LOG_2PI / 2, axis=-1)
+
+    def entropy(self) -> Float[Array, "*batch"]:
+        """In nats."""
+        return jnp.sum(self._log_std + (1 + _LOG_2PI) / 2, axis=-1)
+
+    def kl(self, other: "Gaussian") -> Float[Array, "*batch"]:
+        """KL(self || other) in nats."""
+        ratio = jnp.exp(2 * (self._log_std - other._log_std))
+        shift = jnp.square((self.mean - other.mean) * jnp.exp(-other._log_std))
+        return jnp.sum((ratio + shift - 1) / 2 + other._log_std - self._log_std, axis=-1)
+
+    @property
+    def _log_std(self) -> Float[Array, "*batch D"]:
+        return jnp.broadcast_to(self.log_std, self.mean.shape)
+
+
+class TanhGaussian(NamedTuple):
+    """tanh of a `Gaussian`: actions strictly inside (-1, 1).
+
+    The density is over the action a = tanh(u); log(1 - tanh(u)^2) is written as 2 (log 2 - u - softplus(-2u)),
+    which is finite for every u. Source: Haarnoja et al. (2018), arXiv:1801.01290, appendix C.
+    """
+
+    mean: Float[Array, "*batch D"]
+    log_std: Float[Array, "*#batch D"]
+
+    @property
+    def base(self) -> Gaussian:
+        return Gaussian(self.mean, self.log_std)
+
+    def sample(self, key: Key[Array, ""]) -> Float[Array, "*batch D"]:
+        return jnp.tanh(self.base.sample(key))
+
+    def sample_and_log_prob(self, key: Key[Array, ""]) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
+        """An action and its log density, without inverting the tanh."""
+        u = self.base.sample(key)
+        return jnp.tanh(u), self._log_prob_of(u)
+
+    def mode(self) -> Float[Array, "*batch D"]:
+        """tanh of the mean: the median of the action, and what deterministic evaluation uses."""
+        return jnp.tanh(self.mean)
+
+    def log_prob(self, action: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        """Actions at or beyond -1 and 1 count as the nearest representable inner action."""
+        limit = 1 - jnp.finfo(action.dtype).eps
+        return self._log_prob_of(jnp.arctanh(jnp.clip(action, -limit, limit)))
+
+    def _log_prob_of(self, u: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+        log_det = 2 * (_LOG_2 - u - jax.nn.softplus(-2 * u))
+        return self.base.log_prob(u) - log_det.sum(-1)

@@ -1,0 +1,71 @@
+"""Running statistics of observations and returns."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from purerl.core.types import Scalar
+
+
+class RunningStats(NamedTuple):
+    """Mean and variance of everything seen so far; mean and var have the shape of one item."""
+
+    mean: Float[Array, "*item"]
+    var: Float[Array, "*item"]
+    count: Float[Array, ""]
+
+
+def init_stats(shape: tuple[int, ...]) -> RunningStats:
+    """Mean 0 and variance 1 until something has been seen."""
+    return RunningStats(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
+
+
+def update_stats(stats: RunningStats, batch: Float[Array, "*batch_and_item"]) -> RunningStats:
+    """Takes a batch with any number of leading axes into account, in one pass and without cancellation.
+
+    Source: Chan, Golub and LeVeque (1979), the parallel form of Welford's algorithm.
+    """
+    batch = batch.reshape(-1, *stats.mean.shape).astype(jnp.float32)
+    num = batch.shape[0]
+    count = stats.count + num
+    shift = batch.mean(0) - stats.mean
+    mean = stats.mean + shift * num / count
+    squares = stats.var * stats.count + batch.var(0) * num + jnp.square(shift) * stats.count * num / count
+    return RunningStats(mean, squares / count, count)
+
+
+def normalize(stats: RunningStats, x: Float[Array, "*shape"], limit: float = 10.0) -> Float[Array, "*shape"]:
+    """(x - mean) / std, clipped to [-limit, limit]; leading axes of x are batch axes."""
+    mean, std = (jnp.broadcast_to(value, x.shape) for value in (stats.mean, jnp.sqrt(stats.var + 1e-8)))
+    return jnp.clip((x - mean) / std, -limit, limit)
+
+
+class RewardScale(NamedTuple):
+    """Running statistics of the discounted sum of past rewards of N environments.
+
+    Dividing rewards by its standard deviation keeps value targets near 1 whatever the env's units.
+    """
+
+    stats: RunningStats
+    discounted: Float[Array, " N"]
+
+
+def init_reward_scale(num_envs: int) -> RewardScale:
+    return RewardScale(init_stats(()), jnp.zeros(num_envs))
+
+
+def scale_reward(
+    scale: RewardScale, reward: Float[Array, "T N"], done: Bool[Array, "T N"], gamma: Scalar
+) -> tuple[RewardScale, Float[Array, "T N"]]:
+    """Takes T steps into account and returns the rewards divided by the standard deviation, the mean kept."""
+
+    def forward(total: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        reward, done = step
+        total = gamma * total + reward
+        return jnp.where(done, 0.0, total), total
+
+    discounted, totals = jax.lax.scan(forward, scale.discounted, (reward, done))
+    stats = update_stats(scale.stats, totals)
+    return RewardScale(stats, discounted), reward / jnp.sqrt(stats.var + 1e-8)

@@ -1,0 +1,65 @@
+"""Sums of rewards over time. Arrays are `[T, ...]`; time comes first and the recursions run backwards."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from purerl.core.types import Scalar
+
+# Reverse loops of tiny steps are bound by loop overhead; a few steps per iteration amortise it.
+_UNROLL = 8
+
+
+def discounted_returns(
+    reward: Float[Array, "T *batch"],
+    done: Bool[Array, "T *batch"],
+    bootstrap: Float[Array, "T *batch"],
+    gamma: Scalar,
+) -> Float[Array, "T *batch"]:
+    r"""G_t = r_t + gamma G_{t+1}, and where the episode or the trajectory ends after t, r_t + gamma bootstrap_t.
+
+    bootstrap: the value of what followed step t: 0 where the episode terminated, V(final_obs) where it was truncated.
+    Source: Sutton and Barto (2018), eq. 3.9.
+    """
+    cut = done.at[-1].set(True)
+
+    def backward(next_return: Array, step: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        reward, cut, bootstrap = step
+        value = reward + gamma * jnp.where(cut, bootstrap, next_return)
+        return value, value
+
+    return jax.lax.scan(backward, jnp.zeros_like(reward[0]), (reward, cut, bootstrap), reverse=True, unroll=_UNROLL)[1]
+
+
+def gae(
+    reward: Float[Array, "T *batch"],
+    value: Float[Array, "T *batch"],
+    next_value: Float[Array, "T *batch"],
+    terminated: Bool[Array, "T *batch"],
+    truncated: Bool[Array, "T *batch"],
+    gamma: Scalar,
+    gae_lambda: Scalar,
+) -> Float[Array, "T *batch"]:
+    r"""Generalised advantage estimates.
+
+    delta_t = r_t + gamma (1 - terminated_t) V(final_obs_t) - V(obs_t)
+    A_t     = delta_t + gamma lambda (1 - done_t) A_{t+1},  A_T = 0
+
+    value, next_value: V(obs) and V(final_obs); gamma, gae_lambda in [0, 1].
+    A time limit cuts the sum but not the bootstrap: the state that followed had a value.
+    Source: Schulman et al. (2016), arXiv:1506.02438, eq. 11-16.
+    """
+    delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
+    decay = gamma * gae_lambda * ~(terminated | truncated)
+
+    def backward(next_advantage: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
+        delta, decay = step
+        advantage = delta + decay * next_advantage
+        return advantage, advantage
+
+    return jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, decay), reverse=True, unroll=_UNROLL)[1]
+
+
+def standardize(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Zero mean, unit standard deviation over all entries; a constant array becomes zeros."""
+    return (x - x.mean()) / (x.std() + 1e-8)
