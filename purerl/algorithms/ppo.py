@@ -38,7 +38,7 @@ from purerl.core import config as checks
 from purerl.core import envs, networks, normalize, optimize
 from purerl.core.distributions import Categorical, Gaussian
 from purerl.core.returns import gae, standardize
-from purerl.core.rollout import flatten, unroll
+from purerl.core.rollout import Episodes, flatten, unroll
 from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
 
 
@@ -135,7 +135,7 @@ class Batch(NamedTuple):
 
 def actor_critic(config: Config) -> tuple[networks.Network, networks.Network]:
     """Two towers that share nothing; the small actor head starts the policy near uniform."""
-    space = checks.env(config).action_space(checks.env_params(config))
+    space = checks.spaces(config)[1]
     num_outputs = space.n if isinstance(space, envs.Discrete) else math.prod(space.shape)
     tower = functools.partial(networks.Network, config.hidden_sizes, config.activation)
     return tower(num_outputs, head_scale=0.01), tower(1, head_scale=1.0)
@@ -143,7 +143,7 @@ def actor_critic(config: Config) -> tuple[networks.Network, networks.Network]:
 
 def observe(obs: Array, stats: normalize.RunningStats | None, config: Config) -> Array:
     """Observations `[B, ...]` as the networks read them."""
-    obs = networks.encode(obs, checks.env(config).observation_space(checks.env_params(config)))
+    obs = networks.encode(obs, checks.spaces(config)[0])
     return obs if stats is None else normalize.normalize(stats, obs)
 
 
@@ -164,7 +164,7 @@ def init(key: Key[Array, ""], config: Config) -> State:
     env_state = envs.reset(env_key, env, env_params, config.num_envs)
     obs = observe(env_state.obs[:1], None, config)
     actor, critic = actor_critic(config)
-    action_space = env.action_space(env_params)
+    action_space = checks.spaces(config)[1]
     log_std = None if isinstance(action_space, envs.Discrete) else jnp.zeros(math.prod(action_space.shape))
     params = Params(actor.init(actor_key, obs), critic.init(critic_key, obs), log_std)
     return State(
@@ -180,7 +180,7 @@ def init(key: Key[Array, ""], config: Config) -> State:
 
 def policy(state: State, config: Config, *, deterministic: bool = True) -> Callable[[Key[Array, ""], Array], Array]:
     """(key, obs of one env) -> action in the env's units; the mode of pi, or a draw."""
-    space = checks.env(config).action_space(checks.env_params(config))
+    space = checks.spaces(config)[1]
 
     def act(key: Key[Array, ""], obs: Array) -> Array:
         pi = distribution(state.params, observe(obs[None], state.obs_stats, config), config)
@@ -234,10 +234,10 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
 
     (params, opt_state), metrics = jax.lax.scan(gradient_step, (state.params, state.opt_state), indices)
     state = state._replace(key=key, params=params, opt_state=opt_state, updates=state.updates + 1)
-    return state, jax.tree.map(jnp.mean, metrics) | episodes
+    return state, jax.tree.map(jnp.mean, metrics) | episodes.metrics()
 
 
-def collect(key: Key[Array, ""], state: State, config: Config) -> tuple[State, Batch, Metrics]:
+def collect(key: Key[Array, ""], state: State, config: Config) -> tuple[State, Batch, Episodes]:
     """T steps in N envs as a batch `[T * N, ...]` with advantages; moves env_state and the running statistics on."""
 
     def act(key: Key[Array, ""], obs: Array) -> Array:
@@ -245,7 +245,7 @@ def collect(key: Key[Array, ""], state: State, config: Config) -> tuple[State, B
         return action.reshape(action.shape[0], *space.shape)
 
     env, env_params = checks.env(config), checks.env_params(config)
-    space = env.action_space(env_params)
+    space = checks.spaces(config)[1]
     env_state, trajectory, episodes = unroll(key, env, env_params, state.env_state, act, config.num_steps)
     reward, reward_scale = trajectory.reward, state.reward_scale
     if reward_scale is not None:

@@ -19,6 +19,13 @@ def env_params(config: Any) -> Any:
     return env(config).default_params if config.env_params is None else config.env_params
 
 
+def spaces(config: Any) -> tuple[envs.Space, envs.Space]:
+    """Observation and action space; where each env has its own params, those of the first one."""
+    environment, params = env(config), env_params(config)
+    first = jax.tree.map(lambda leaf, axis: leaf if axis < 0 else leaf[0], params, envs.params_axes(environment, params, shared=-1))
+    return environment.observation_space(first), environment.action_space(first)
+
+
 def check(config: Any, actions: tuple[type, ...] = (envs.Discrete, envs.Box)) -> None:
     """Every field against its declaration, the env against what the algorithm can act on.
 
@@ -62,3 +69,15 @@ def at_least_one_update(config: Any, env_steps: int) -> None:
             f"total_timesteps = {config.total_timesteps} is less than the {env_steps} env steps of the first update: "
             "raise it, or make updates smaller."
         )
+
+
+def replay_fits(config: Any) -> None:
+    """Raises ValueError where the replay memory cannot hold its prefill, one batch, or what one iteration adds."""
+    needs = {
+        "batch_size": config.batch_size,
+        "learning_starts (rounded up to whole steps of num_envs)": config.env_steps(0),
+        "num_envs * num_steps": config.num_envs * config.num_steps,
+    }
+    for name, value in needs.items():
+        if config.buffer_size < value:
+            raise ValueError(f"buffer_size = {config.buffer_size} is smaller than {name} = {value}.")

@@ -356,15 +356,15 @@ class Timestep(NamedTuple):
         return self.terminated | self.truncated
 
 
-def _params_axes(env: Env, params: Any) -> Any:
-    """vmap axes of the params: 0 for a leaf that has one value per env, None for one that all share."""
-    return jax.tree.map(lambda leaf, default: 0 if jnp.ndim(leaf) > jnp.ndim(default) else None, params, env.default_params)
+def params_axes(env: Env, params: Any, shared: int | None = None) -> Any:
+    """vmap axes of the params: 0 for a leaf with one value per env, `shared` for one that all envs share."""
+    return jax.tree.map(lambda leaf, own: 0 if jnp.ndim(leaf) > jnp.ndim(own) else shared, params, env.default_params)
 
 
 def reset(key: Key[Array, ""], env: Env, params: Any, num_envs: int) -> EnvState:
     """N fresh episodes. A leaf of params with a leading axis `[N]` gives each env its own value."""
     keys = jax.random.split(key, num_envs)
-    obs, state = jax.vmap(env.reset, (0, _params_axes(env, params)))(keys, params)
+    obs, state = jax.vmap(env.reset, (0, params_axes(env, params)))(keys, params)
     return EnvState(state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 
 
@@ -372,10 +372,14 @@ def step(keys: Key[Array, "N 2"], env: Env, params: Any, env_state: EnvState, ac
     """One step of N environments; a finished episode is followed by a new one from a fresh start state.
 
     keys: for each env one key for its step and one for its next start state.
-    action: `[N, ...]` in the environment's own units.
+    action: `[N, ...]`, a continuous one on the scale [-1, 1].
     """
-    axes = _params_axes(env, params)
-    step_env = jax.vmap(env.step, (0, 0, 0, axes))
+    axes = params_axes(env, params)
+
+    def scale_and_step(key: Key[Array, ""], state: Any, action: Array, params: Any) -> tuple[Array, Any, Array, Array, Array]:
+        return env.step(key, state, env.action_space(params).from_unit(action), params)
+
+    step_env = jax.vmap(scale_and_step, (0, 0, 0, axes))
     obs, state, reward, terminated, truncated = step_env(keys[:, 0], env_state.state, action, params)
     first_obs, first_state = jax.vmap(env.reset, (0, axes))(keys[:, 1], params)
 

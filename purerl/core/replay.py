@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
+from purerl.core.envs import Space
+
 
 class Transition(NamedTuple):
     """One step of one environment; a batch of them has axes `[B, ...]`.
@@ -32,6 +34,12 @@ class Replay(NamedTuple):
     rows: UInt32[Array, "capacity words"]
     position: Int[Array, ""]
     size: Int[Array, ""]
+
+
+def example(obs_space: Space, action_space: Space) -> Transition:
+    """Shapes and dtypes of one transition between these spaces, without batch axis."""
+    obs, action = (jax.ShapeDtypeStruct(space.shape, space.dtype) for space in (obs_space, action_space))
+    return Transition(obs, action, jax.ShapeDtypeStruct((), "float32"), jax.ShapeDtypeStruct((), "bool"), obs)
 
 
 def num_words(example: Any) -> int:

@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from purerl.core import envs
+from purerl.core.replay import Transition
 from purerl.core.types import Metrics
 
 
@@ -31,6 +32,19 @@ class Trajectory(NamedTuple):
         return self.terminated | self.truncated
 
 
+class Episodes(NamedTuple):
+    """Account of the episodes that ended: sums over them, never one entry each, so its size is that of one number."""
+
+    count: Int[Array, "*batch"]
+    return_sum: Float[Array, "*batch"]
+    length_sum: Int[Array, "*batch"]
+
+    def metrics(self) -> Metrics:
+        """Number, mean return and mean length, over all leading axes. The means are NaN where no episode ended."""
+        count, return_sum, length_sum = (x.sum() for x in self)
+        return {"episodes": count, "episode_return": return_sum / count, "episode_length": length_sum / count}
+
+
 def unroll(
     key: Key[Array, ""],
     env: envs.Env,
@@ -38,44 +52,36 @@ def unroll(
     env_state: envs.EnvState,
     act: Callable[[Key[Array, ""], Array], Array],
     num_steps: int,
-) -> tuple[envs.EnvState, Trajectory, Metrics]:
-    """Acts for num_steps steps from env_state.
+) -> tuple[envs.EnvState, Trajectory, Episodes]:
+    """Acts for num_steps steps from env_state, and accounts for the episodes that end on the way.
 
-    act: (key, obs `[N, ...]`) -> action `[N, ...]`.
-    Returns the new env state, the trajectory, and the account of the episodes that ended on the way (`episodes`).
+    act: (key, obs `[N, ...]`) -> action `[N, ...]`, a continuous one on the scale [-1, 1].
     """
     num_envs = env_state.episode_length.shape[0]
     act_key, env_key = jax.random.split(key)
     # Splitting every key before the loop is one large threefry call instead of num_steps small ones.
     keys = (jax.random.split(act_key, num_steps), jax.random.split(env_key, (num_steps, num_envs, 2)))
-    scale = env.action_space(params).from_unit
 
-    def body(env_state: envs.EnvState, keys: Any) -> tuple[envs.EnvState, tuple[Trajectory, envs.Timestep]]:
+    def body(env_state: envs.EnvState, keys: Any) -> tuple[envs.EnvState, tuple[Trajectory, Episodes]]:
         act_key, env_keys = keys
         action = act(act_key, env_state.obs)
-        next_state, timestep = envs.step(env_keys, env, params, env_state, scale(action))
+        next_state, timestep = envs.step(env_keys, env, params, env_state, action)
         reward, terminated, truncated, final_obs, *_ = timestep
-        return next_state, (Trajectory(env_state.obs, action, reward, terminated, truncated, final_obs), timestep)
+        ended = timestep.done
+        episode_return, episode_length = (jnp.where(ended, x, 0).sum() for x in timestep[-2:])
+        trajectory = Trajectory(env_state.obs, action, reward, terminated, truncated, final_obs)
+        return next_state, (trajectory, Episodes(ended.sum(), episode_return, episode_length))
 
-    env_state, (trajectory, timesteps) = jax.lax.scan(body, env_state, keys)
-    return env_state, trajectory, episodes(timesteps)
-
-
-def episodes(timesteps: envs.Timestep) -> Metrics:
-    """The number of episodes that ended in timesteps `[T, N]`, and their mean return and length (NaN if none did)."""
-    done = timesteps.done
-    count = done.sum()
-
-    def mean(x: Array) -> Array:
-        return jnp.where(done, x, 0).sum() / count
-
-    return {
-        "episodes": count,
-        "episode_return": mean(timesteps.episode_return),
-        "episode_length": mean(timesteps.episode_length),
-    }
+    env_state, (trajectory, episodes) = jax.lax.scan(body, env_state, keys)
+    return env_state, trajectory, jax.tree.map(jnp.sum, episodes)
 
 
 def flatten(tree: Any) -> Any:
     """Merges the first two axes: `[T, N, ...]` becomes `[T * N, ...]`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def transitions(trajectory: Trajectory) -> Transition:
+    """What a replay memory keeps of a trajectory, `[T * N, ...]`, the oldest step first."""
+    obs, action, reward, terminated, _, final_obs = trajectory
+    return flatten(Transition(obs, action, reward, terminated, final_obs))

@@ -1,0 +1,222 @@
+r"""Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236), with double Q-learning (arXiv:1509.06461) as a switch.
+
+The problem left by Q-learning with a function approximator: consecutive transitions resemble each other, and every
+gradient step moves the very target it aims at; together they can make the values diverge. DQN answers both. It learns
+from transitions drawn at random from a memory of the past, and it aims at a copy of the network that stands still:
+
+    y = r + gamma (1 - terminated) max_a' Q(s', a'; target)                       (Mnih et al., algorithm 1)
+    y = r + gamma (1 - terminated) Q(s', argmax_a' Q(s', a'; params); target)     (double Q, van Hasselt et al., eq. 4)
+    loss = E[ h(Q(s, a; params) - y) ],   h(e) = e^2 / 2, or the Huber loss: |e| - 1/2 where |e| > 1
+
+Double Q lets one network choose the action and the other value it, since the maximum over noisy estimates is biased
+upwards. Actions are epsilon-greedy, epsilon falling linearly over the first part of the training.
+
+The memory starts with learning_starts transitions of the uniform policy. Then each iteration acts for num_steps steps
+in num_envs environments and takes gradient_steps gradient steps; an update is iterations_per_update iterations. After
+every target_update_period gradient steps the target moves by tau towards the parameters: tau = 1 copies them, a small
+tau with period 1 keeps a running average.
+
+Departures from the paper: Adam in place of RMSProp; gradients clipped by their global norm in place of the error's
+derivative; the memory holds the observation before a reset, and a time limit bootstraps from it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from purerl.core import config as checks
+from purerl.core import envs, networks, optimize, replay
+from purerl.core.rollout import Episodes, transitions, unroll
+from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
+
+
+@struct.dataclass
+class Config:
+    env: EnvLike = static("CartPole-v1")
+    """Environment: a name, or an env object."""
+    env_params: Any = None
+    """Physics and limits of the env; None means its defaults."""
+    total_timesteps: int = static(500_000, low=1)
+    """Env steps of the whole training, over all envs, learning_starts included."""
+    num_envs: int = static(1, low=1)
+    """Environments stepped side by side (N)."""
+    num_steps: int = static(10, low=1)
+    """Steps in each env between training phases (T)."""
+    gradient_steps: int = static(1, low=1)
+    """Gradient steps of one training phase."""
+    iterations_per_update: int = static(50, low=1)
+    """Acting and training phases of one update, over which metrics are averaged."""
+    buffer_size: int = static(10_000, low=1)
+    """Transitions the replay memory holds."""
+    learning_starts: int = static(10_000, low=1)
+    """Transitions of the uniform policy before learning begins."""
+    batch_size: int = static(128, low=1)
+    """Transitions of one gradient step."""
+    hidden_sizes: tuple[int, ...] = static((120, 84), low=1)
+    """Hidden layers; images pass a convolution first."""
+    activation: str = static("relu", choices=tuple(networks.ACTIVATIONS))
+    """Nonlinearity between layers."""
+    double_q: bool = static(False)
+    """Choose the next action by the parameters and value it by the target."""
+    huber: bool = static(False)
+    """Huber loss in place of the squared error."""
+    learning_rate: Scalar = traced(2.5e-4, low=0)
+    """Adam's step size."""
+    gamma: Scalar = traced(0.99, low=0, high=1)
+    """Discount factor."""
+    epsilon_start: Scalar = traced(1.0, low=0, high=1)
+    """Probability of a random action at first."""
+    epsilon_end: Scalar = traced(0.05, low=0, high=1)
+    """Probability of a random action in the end."""
+    exploration_fraction: Scalar = traced(0.5, low=0, high=1)
+    """Part of the training over which epsilon falls."""
+    target_update_period: Scalar = traced(50, low=1)
+    """Gradient steps between moves of the target network."""
+    tau: Scalar = traced(1.0, low=0, high=1)
+    """How far the target moves towards the parameters."""
+    max_grad_norm: Scalar = traced(10.0, low=0)
+    """Global norm at which gradients are clipped."""
+
+    def __post_init__(self) -> None:
+        checks.check(self, actions=(envs.Discrete,))
+        checks.replay_fits(self)
+        checks.at_least_one_update(self, self.env_steps(1))
+
+    @property
+    def num_updates(self) -> int:
+        """Iterations of `update` in one training."""
+        return (self.total_timesteps - self.env_steps(0)) // (self.env_steps(1) - self.env_steps(0))
+
+    def env_steps(self, updates: int) -> int:
+        """Env steps taken after this many updates, over all envs, the prefilling of the memory included."""
+        prefill = -(-self.learning_starts // self.num_envs)
+        return (prefill + updates * self.iterations_per_update * self.num_steps) * self.num_envs
+
+
+class State(NamedTuple):
+    """Everything a training is made of, the replay memory included. gradient_steps counts over the whole training."""
+
+    key: Key[Array, ""]
+    params: Any
+    target_params: Any
+    opt_state: optax.OptState
+    replay: replay.Replay
+    env_state: envs.EnvState
+    gradient_steps: Array
+    updates: Array
+
+
+def network(config: Config) -> networks.Network:
+    """Layers by the observation's rank, and one output for each action."""
+    return networks.Network(config.hidden_sizes, config.activation, checks.spaces(config)[1].n)
+
+
+def q_values(params: Any, obs: Array, config: Config) -> Array:
+    """Q(s, .) `[B, A]` for observations `[B, ...]`."""
+    return network(config).apply(params, networks.encode(obs, checks.spaces(config)[0]))
+
+
+def epsilon_greedy(key: Key[Array, ""], q: Array, epsilon: Scalar) -> Array:
+    """argmax_a q `[B, A]`, but with probability epsilon a uniform action; `[B]`."""
+    explore_key, action_key = jax.random.split(key)
+    random_action = jax.random.randint(action_key, q.shape[:1], 0, q.shape[1])
+    return jnp.where(jax.random.uniform(explore_key, q.shape[:1]) < epsilon, random_action, q.argmax(-1))
+
+
+def init(key: Key[Array, ""], config: Config) -> State:
+    key, network_key, env_key, prefill_key = jax.random.split(key, 4)
+    env, env_params = checks.env(config), checks.env_params(config)
+    env_state = envs.reset(env_key, env, env_params, config.num_envs)
+    obs_space, action_space = checks.spaces(config)
+    params = network(config).init(network_key, networks.encode(env_state.obs[:1], obs_space))
+
+    def act(key: Key[Array, ""], obs: Array) -> Array:
+        return action_space.sample(key, obs.shape[0])
+
+    num_steps = config.env_steps(0) // config.num_envs
+    env_state, trajectory, _ = unroll(prefill_key, env, env_params, env_state, act, num_steps)
+    memory = replay.add(replay.init(config.buffer_size, replay.example(obs_space, action_space)), transitions(trajectory))
+    opt_state = optimize.adam(config.learning_rate, config.max_grad_norm).init(params)
+    return State(key, params, params, opt_state, memory, env_state, jnp.int32(0), jnp.int32(0))
+
+
+def policy(state: State, config: Config, *, deterministic: bool = True) -> Callable[[Key[Array, ""], Array], Array]:
+    """(key, obs of one env) -> action: greedy, or epsilon-greedy with epsilon_end."""
+
+    def act(key: Key[Array, ""], obs: Array) -> Array:
+        q = q_values(state.params, obs[None], config)
+        return epsilon_greedy(key, q, 0.0 if deterministic else config.epsilon_end)[0]
+
+    return act
+
+
+def td_target(params: Any, target_params: Any, batch: replay.Transition, config: Config) -> Array:
+    """y `[B]`: r + gamma (1 - terminated) times the value of final_obs, as in the equations above."""
+    next_q = q_values(target_params, batch.final_obs, config)
+    chosen = (q_values(params, batch.final_obs, config) if config.double_q else next_q).argmax(-1)
+    next_value = jnp.take_along_axis(next_q, chosen[:, None], axis=-1)[:, 0]
+    return batch.reward + config.gamma * jnp.where(batch.terminated, 0.0, next_value)
+
+
+def loss(params: Any, target: Array, batch: replay.Transition, config: Config) -> tuple[Array, Metrics]:
+    """E h(Q(s, a) - y) over the batch, for the fixed target y `[B]`."""
+    q = jnp.take_along_axis(q_values(params, batch.obs, config), batch.action[:, None], axis=-1)[:, 0]
+    td_error = q - target
+    total = (optax.losses.huber_loss(td_error) if config.huber else jnp.square(td_error) / 2).mean()
+    return total, {"loss": total, "q_value": q.mean(), "td_error": jnp.abs(td_error).mean()}
+
+
+def gradient_step(key: Key[Array, ""], state: State, config: Config) -> tuple[State, Metrics]:
+    """One batch from the memory, one Adam step, and every target_update_period steps a move of the target."""
+    batch = replay.sample(key, state.replay, config.batch_size, replay.example(*checks.spaces(config)))
+    target = td_target(state.params, state.target_params, batch, config)
+    grads, metrics = jax.grad(loss, has_aux=True)(state.params, target, batch, config)
+    optimizer = optimize.adam(config.learning_rate, config.max_grad_norm)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    gradient_steps = state.gradient_steps + 1
+    rate = jnp.where(gradient_steps % config.target_update_period == 0, config.tau, 0.0)
+    target_params = optax.incremental_update(params, state.target_params, rate)
+    state = state._replace(params=params, target_params=target_params, opt_state=opt_state, gradient_steps=gradient_steps)
+    return state, metrics | {"grad_norm": optax.global_norm(grads)}
+
+
+def update(state: State, config: Config) -> tuple[State, Metrics]:
+    """iterations_per_update times: T steps in N envs into the memory, then gradient_steps gradient steps."""
+    key, update_key = jax.random.split(state.key)
+    env, env_params = checks.env(config), checks.env_params(config)
+
+    def iteration(state: State, inputs: tuple[Key[Array, ""], Array]) -> tuple[State, tuple[Metrics, Episodes, Array]]:
+        key, index = inputs
+        rollout_key, train_key = jax.random.split(key)
+        progress = (state.updates + index / config.iterations_per_update) / config.num_updates
+        fraction = progress / jnp.maximum(config.exploration_fraction, 1e-8)
+        epsilon = optimize.linear_schedule(config.epsilon_start, config.epsilon_end, fraction)
+
+        def act(key: Key[Array, ""], obs: Array) -> Array:
+            return epsilon_greedy(key, q_values(state.params, obs, config), epsilon)
+
+        env_state, trajectory, episodes = unroll(rollout_key, env, env_params, state.env_state, act, config.num_steps)
+        memory = replay.add(state.replay, transitions(trajectory))
+        state = state._replace(env_state=env_state, replay=memory)
+        keys = jax.random.split(train_key, config.gradient_steps)
+        state, metrics = jax.lax.scan(lambda state, key: gradient_step(key, state, config), state, keys)
+        return state, (metrics, episodes, epsilon)
+
+    keys = jax.random.split(update_key, config.iterations_per_update)
+    inputs = (keys, jnp.arange(config.iterations_per_update))
+    state, (metrics, episodes, epsilon) = jax.lax.scan(iteration, state, inputs)
+    state = state._replace(key=key, updates=state.updates + 1)
+    return state, jax.tree.map(jnp.mean, metrics) | episodes.metrics() | {"epsilon": epsilon[-1]}
+
+
+@jax.jit
+def train(key: Key[Array, ""], config: Config) -> Result:
+    """A whole training: `num_updates` times `update` from `init`. Pure, so vmap it over keys and traced fields."""
+    state, metrics = jax.lax.scan(lambda state, _: update(state, config), init(key, config), length=config.num_updates)
+    return Result(state, metrics)
