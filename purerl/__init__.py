@@ -16,7 +16,10 @@ ALGORITHMS = ("dqn", "ppo")
 _HOMES = {name: f"purerl.algorithms.{name}" for name in ALGORITHMS} | {
     "envs": "purerl.core.envs",
     "plot": "purerl.plot",
+    "render": "purerl.render",
     "runner": "purerl.runner",
+    "load": "purerl.checkpoint:load",
+    "save": "purerl.checkpoint:save",
     "evaluate": "purerl.core.evaluate:evaluate",
     "tuned": "purerl.settings:tuned",
     "use_all_cores": "purerl.runner:use_all_cores",

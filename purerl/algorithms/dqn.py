@@ -33,6 +33,8 @@ from purerl.core import envs, networks, optimize, replay
 from purerl.core.rollout import Episodes, transitions, unroll
 from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
 
+ACTIONS = (envs.Discrete,)
+
 
 @struct.dataclass
 class Config:
@@ -82,7 +84,7 @@ class Config:
     """Global norm at which gradients are clipped."""
 
     def __post_init__(self) -> None:
-        checks.check(self, actions=(envs.Discrete,))
+        checks.check(self, ACTIONS)
         checks.replay_fits(self)
         checks.at_least_one_update(self, self.env_steps(1))
 

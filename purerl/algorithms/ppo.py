@@ -41,6 +41,8 @@ from purerl.core.returns import gae, standardize
 from purerl.core.rollout import Episodes, flatten, unroll
 from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
 
+ACTIONS = (envs.Discrete, envs.Box)
+
 
 @struct.dataclass
 class Config:
@@ -66,7 +68,7 @@ class Config:
     """Let the learning rate fall linearly to 0."""
     anneal_clip_eps: bool = static(False)
     """Let clip_eps fall linearly to 0."""
-    clip_value: bool = static(False)
+    clip_value: bool = static(True)
     """Clip the critic's change to clip_eps as well."""
     normalize_obs: bool = static(False)
     """Standardise observations by running statistics."""
@@ -88,7 +90,7 @@ class Config:
     """Global norm at which gradients are clipped."""
 
     def __post_init__(self) -> None:
-        checks.check(self)
+        checks.check(self, ACTIONS)
         checks.divides(self, "num_minibatches", "num_envs * num_steps", self.num_envs * self.num_steps)
         checks.at_least_one_update(self, self.env_steps(1))
 

@@ -26,7 +26,7 @@ def spaces(config: Any) -> tuple[envs.Space, envs.Space]:
     return environment.observation_space(first), environment.action_space(first)
 
 
-def check(config: Any, actions: tuple[type, ...] = (envs.Discrete, envs.Box)) -> None:
+def check(config: Any, actions: tuple[type, ...]) -> None:
     """Every field against its declaration, the env against what the algorithm can act on.
 
     actions: the action spaces that the algorithm handles.
@@ -38,10 +38,14 @@ def check(config: Any, actions: tuple[type, ...] = (envs.Discrete, envs.Box)) ->
     with jax.ensure_compile_time_eval():
         space = environment.action_space(environment.default_params)
     if not isinstance(space, actions):
-        kinds = " or ".join({envs.Discrete: "discrete", envs.Box: "continuous"}[kind] for kind in actions)
-        raise ValueError(f"{algorithm} acts in {kinds} action spaces only, but {config.env} has the action space {space}.")
+        raise ValueError(f"{algorithm} acts in {action_kinds(actions)} action spaces only, but {config.env} has the action space {space}.")
     if config.env_params is not None:
         _check_env_params(config, environment)
+
+
+def action_kinds(actions: tuple[type, ...]) -> str:
+    """Action spaces in words: "discrete", "continuous", or both."""
+    return " and ".join({envs.Discrete: "discrete", envs.Box: "continuous"}[kind] for kind in actions)
 
 
 def _check_env_params(config: Any, environment: envs.Env) -> None:

@@ -26,7 +26,7 @@ def orthogonal(scale: float) -> Callable[..., Array]:
         matrix = matrix.T if (tall := matrix.shape[0] > matrix.shape[1]) else matrix
         matrix /= jnp.linalg.norm(matrix)  # the largest singular value is now at most 1
 
-        def iterate(_: int, x: Array) -> Array:
+        def iterate(_: Array, x: Array) -> Array:
             return 1.5 * x - 0.5 * (x @ x.T) @ x
 
         matrix = jax.lax.fori_loop(0, 40, iterate, matrix)

@@ -25,6 +25,6 @@ def shuffled_indices(key: Key[Array, ""], size: int, num_epochs: int, num_miniba
     time of sorting pairs. Words equal in their random bits keep their order, which moves an index by a few places at most.
     """
     mask = jnp.uint32((1 << (size - 1).bit_length()) - 1)
-    words = jax.random.bits(key, (num_epochs, size)) & ~mask | jnp.arange(size, dtype=jnp.uint32)
+    words = jax.random.bits(key, (num_epochs, size)) & ~mask | jnp.arange(size, dtype=jnp.uint32)[None]
     order = (jnp.sort(words, axis=1) & mask).astype(jnp.int32)
     return order.reshape(num_epochs * num_minibatches, size // num_minibatches)

@@ -66,6 +66,8 @@ def validate(config: Any) -> None:
 
 
 def _validate_traced(name: str, value: Any, metadata: Any) -> None:
+    if isinstance(value, str) and "low" in metadata:
+        raise TypeError(f"{name} must be a number or an array, but is {value!r}.")
     if not isinstance(value, int | float) or metadata.get("low") is metadata.get("high") is None:
         return
     low, high = (-math.inf if metadata["low"] is None else metadata["low"]), metadata["high"]
@@ -85,6 +87,8 @@ def _validate_static(name: str, value: Any, default: Any, metadata: Any) -> None
     expected = type(default)
     if type(value) is not expected:
         raise TypeError(f"{name} must be a Python {expected.__name__}, but is {value!r} of type {type(value).__name__}.")
+    if expected is tuple and default and any(type(entry) is not type(default[0]) for entry in value):
+        raise TypeError(f"{name} must be a tuple of Python {type(default[0]).__name__}s, but is {value!r}.")
     if metadata.get("choices") and value not in metadata["choices"]:
         raise ValueError(f"{name} must be one of {', '.join(metadata['choices'])}, but is {value!r}.")
     entries = value if isinstance(value, tuple) else (value,)

@@ -1,0 +1,337 @@
+"""The command line: `purerl train | evaluate | plot | render | list`."""
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import inspect
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import purerl
+from purerl import checkpoint, runner, settings
+from purerl.core import config as checks
+
+
+@dataclasses.dataclass
+class TrainOptions:
+    """What a run is, apart from the algorithm's own fields."""
+
+    num_seeds: int = 8
+    """Seeds trained at once, spread over all cores."""
+    first_seed: int = 0
+    """The first of them."""
+    out: str | None = None
+    """Folder of the run; runs/<algo>_<env>_<time> where not given."""
+    resume: str | None = None
+    """Folder of an interrupted run to go on with."""
+    seeds_at_once: int = 1
+    """Seeds that a device runs vmapped; the others wait their turn."""
+    checkpoint_seconds: float = 30.0
+    """Least time between checkpoints."""
+    tensorboard: bool = False
+    """Write TensorBoard logs too."""
+    wandb: bool = False
+    """Send Weights & Biases logs too."""
+
+
+@dataclasses.dataclass
+class EvaluateOptions:
+    """Runs the final policy of every seed for whole episodes."""
+
+    folder: Annotated[str, tyro.conf.Positional]
+    """Folder of the run."""
+    num_episodes: int = 128
+    """Episodes a seed."""
+    stochastic: bool = False
+    """Draw actions in place of the policy's mode."""
+    seed: int = 0
+    """Seed of the evaluation's own randomness."""
+
+
+@dataclasses.dataclass
+class PlotOptions:
+    """IQM over seeds with a 95 % bootstrap band, several runs in one picture."""
+
+    folders: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Folders of the runs."""
+    metric: str = "episode_return"
+    """Column of metrics.csv."""
+    out: str | None = None
+    """Picture to write; <folder>/curve.png of the first where not given."""
+
+
+@dataclasses.dataclass
+class RenderOptions:
+    """One greedy episode of one seed's final policy: a GIF, or an HTML page for a Brax env."""
+
+    folder: Annotated[str, tyro.conf.Positional]
+    """Folder of the run."""
+    seed: int | None = None
+    """Which seed's policy; the run's first where not given."""
+    episode: int = 0
+    """Seed of the episode's own randomness."""
+    max_steps: int = 500
+    """Where the episode is cut."""
+    out: str | None = None
+    """File to write; <folder>/episode where not given."""
+
+
+def main() -> None:
+    """Entry point of the `purerl` command. Exits with 2 and one sentence where the input is wrong."""
+    commands = {"train": train, "evaluate": evaluate, "plot": plot, "render": render, "list": show_list}
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return
+    if arguments[0] not in commands:
+        _fail(f"There is no command {arguments[0]!r}{_near(arguments[0], list(commands))}.")
+    try:
+        commands[arguments[0]](arguments[1:])
+    except (runner.RunError, checkpoint.CheckpointError, ValueError, TypeError, ImportError) as error:
+        _fail(str(error))
+
+
+_USAGE = """purerl: reinforcement learning in pure JAX
+
+  purerl train ALGORITHM [--env NAME] [flags]   train seeds on all cores; `purerl train ppo --help` lists the flags
+  purerl train --resume DIR                     go on with an interrupted run
+  purerl evaluate DIR                           returns of the final policies over whole episodes
+  purerl plot DIR [DIR ...]                     learning curves, IQM over seeds with a 95 % interval
+  purerl render DIR                             one episode of the final policy as a GIF, or HTML for Brax
+  purerl list                                   algorithms, what they can act on, environments"""
+
+
+def _fail(message: str) -> None:
+    print(f"purerl: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
+
+
+def algorithm_named(name: str) -> Any:
+    """The algorithm's module. Raises ValueError with the nearest names."""
+    if name not in purerl.ALGORITHMS:
+        raise ValueError(f"There is no algorithm named {name!r}{_near(name, list(purerl.ALGORITHMS))}.")
+    return importlib.import_module(f"purerl.algorithms.{name}")
+
+
+def train(arguments: list[str]) -> None:
+    """`purerl train ALGORITHM ...`, or `purerl train [ALGORITHM] --resume DIR`."""
+    runner.use_all_cores()
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    resume = _value_of("--resume", arguments)
+    if resume is not None:
+        algorithm, default, options = _stored(name, resume)
+    elif name is not None:
+        algorithm = algorithm_named(name)
+        default, options = _tuned(algorithm, _value_of("--env", arguments)), TrainOptions()
+    else:
+        raise ValueError(f"Name an algorithm: purerl train {{{','.join(purerl.ALGORITHMS)}}} [flags].")
+    config, options = _parsed(algorithm, default, options, arguments[1:] if name else arguments)
+    folder = Path(resume or options.out or _new_folder(algorithm, config))
+    print(f"Run folder: {folder}")
+    run = runner.train(
+        algorithm,
+        config,
+        seeds=range(options.first_seed, options.first_seed + options.num_seeds),
+        out=folder,
+        resume=resume is not None,
+        seeds_at_once=options.seeds_at_once,
+        checkpoint_seconds=options.checkpoint_seconds,
+        loggers=_loggers(options, folder, config),
+    )
+    _report(run, folder)
+
+
+def _stored(name: str | None, folder: str) -> tuple[Any, Any, TrainOptions]:
+    """What a folder's config.json says, as defaults of the flags: those that differ are named when the run is checked."""
+    if not Path(folder).is_dir():
+        raise runner.RunError(f"There is no folder {folder} to resume.")
+    algorithm, config, seeds = runner.read_config(folder)
+    if name is not None and algorithm_named(name) is not algorithm:
+        raise runner.RunError(f"{folder} is a run of {_module_name(algorithm)}, not of {name}.")
+    return algorithm, config, TrainOptions(num_seeds=len(seeds), first_seed=seeds[0])
+
+
+def _tuned(algorithm: Any, env: str | None) -> Any:
+    """The tuned Config of (algorithm, env) where there is one, else the defaults; says which."""
+    name, env = _module_name(algorithm), env or algorithm.Config().env
+    if (name, env) in settings.TUNED:
+        print(f"Tuned settings of {name} for {env}; flags override them.")
+        return settings.tuned(name, env)
+    print(f"No tuned settings of {name} for {env}: starting from the defaults.")
+    return algorithm.Config(env=env)
+
+
+def _parsed(algorithm: Any, default: Any, options: TrainOptions, arguments: list[str]) -> tuple[Any, TrainOptions]:
+    """Config and options after the flags."""
+    config_flags = tyro.conf.OmitArgPrefixes[_flags(algorithm.Config, default)]
+    run_flags = tyro.conf.OmitArgPrefixes[TrainOptions]
+    fields = [("config", config_flags), ("run", run_flags, dataclasses.field(default_factory=lambda: options))]
+    description = algorithm.__doc__.split("\n")[0]
+    flags = dataclasses.make_dataclass("Train", fields)
+    parsed = tyro.cli(flags, args=arguments, prog=f"purerl train {_module_name(algorithm)}", description=description)
+    return algorithm.Config(**dataclasses.asdict(parsed.config), env_params=default.env_params), parsed.run
+
+
+def _flags(config_class: type, default: Any) -> type:
+    """A plain dataclass of a Config's fields as flags: the text under each field is its help, `default` its default."""
+    helps = field_docs(config_class)
+    fields = []
+    for field in dataclasses.fields(config_class):
+        if field.name != "env_params":
+            kind = Annotated[field.type, tyro.conf.arg(help=helps[field.name])]
+            fields.append((field.name, kind, dataclasses.field(default=getattr(default, field.name))))
+    return dataclasses.make_dataclass("Config", fields)
+
+
+def field_docs(config_class: type) -> dict[str, str]:
+    """The string under each field of a class, by the field's name."""
+    body = ast.parse(inspect.getsource(config_class)).body[0].body
+    pairs = zip(body, body[1:], strict=False)
+    return {
+        field.target.id: doc.value.value
+        for field, doc in pairs
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
+    }
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
+    for i, argument in enumerate(arguments):
+        if argument.startswith(f"{flag}="):
+            return argument.partition("=")[2]
+        if argument == flag:
+            if i + 1 == len(arguments):
+                raise ValueError(f"{flag} needs a value.")
+            return arguments[i + 1]
+    return None
+
+
+def _new_folder(algorithm: Any, config: Any) -> str:
+    return f"runs/{_module_name(algorithm)}_{config.env.replace('/', '-')}_{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _module_name(algorithm: Any) -> str:
+    return algorithm.__name__.split(".")[-1]
+
+
+def _loggers(options: TrainOptions, folder: Path, config: Any) -> list[Any]:
+    from purerl import logs
+
+    makers: list[Callable[[], Any]] = []
+    if options.tensorboard:
+        makers.append(lambda: logs.TensorBoardLogger(folder / "tensorboard"))
+    if options.wandb:
+        makers.append(lambda: logs.WandbLogger(folder, folder.name, runner.config_dict(config)))
+    return [make() for make in makers]
+
+
+def _report(run: runner.Run, folder: Path) -> None:
+    """The table at the end, and the picture."""
+    from purerl import plot as plotting
+
+    metrics = plotting.read_metrics(folder)
+    evaluations = _evaluations(run, num_episodes=100, deterministic=True, seed=0)
+    last_tenth = {name: x[:, -max(1, x.shape[1] // 10) :] for name, x in metrics.items()}
+    training = plotting.smooth(last_tenth, "episode_return", points=1)[1][:, 0]
+    table = Table(title=f"{_module_name(run.algorithm)} {run.config.env}, {run.config.env_steps(run.updates):,} env steps a seed")
+    for heading in ("seed", "return in training (last tenth)", "return of the final policy (100 episodes, greedy)"):
+        table.add_column(heading, justify="right")
+    for seed, in_training, returns in zip(run.seeds, training, evaluations, strict=True):
+        table.add_row(str(seed), f"{in_training:.2f}", f"{returns.mean():.2f}")
+    Console().print(table)
+    steps = metrics_steps(run)
+    print(f"Compile {run.compile_seconds:.1f} s, run {run.run_seconds:.1f} s, {steps / max(run.run_seconds, 1e-9):,.0f} env steps/s.")
+    picture = folder / "curve.png"
+    plotting.runs([folder]).figure.savefig(picture, dpi=150)
+    print(f"Curve: {picture}")
+
+
+def metrics_steps(run: runner.Run) -> int:
+    """Env steps of all seeds that this call took."""
+    before = run.updates - next(iter(run.metrics.values())).shape[1]
+    return (run.config.env_steps(run.updates) - run.config.env_steps(before)) * len(run.seeds)
+
+
+def _evaluations(run: runner.Run, *, num_episodes: int, deterministic: bool, seed: int) -> Any:
+    def one(state: Any, key: Any) -> Any:
+        return purerl.evaluate(run.algorithm, state, run.config, key, num_episodes=num_episodes, deterministic=deterministic).returns
+
+    keys = jax.random.split(jax.random.key(seed), len(run.seeds))
+    return jax.device_get(jax.vmap(one)(jax.device_put(run.states, jax.devices()[0]), keys))
+
+
+def evaluate(arguments: list[str]) -> None:
+    """`purerl evaluate DIR`."""
+    options = tyro.cli(EvaluateOptions, args=arguments, prog="purerl evaluate")
+    run = runner.load(options.folder)
+    returns = _evaluations(run, num_episodes=options.num_episodes, deterministic=not options.stochastic, seed=options.seed)
+    from purerl.plot import bootstrap_interval, iqm
+
+    table = Table(title=f"{_module_name(run.algorithm)} {run.config.env}, update {run.updates}, {options.num_episodes} episodes a seed")
+    for heading in ("seed", "mean return", "standard deviation", "lowest", "highest"):
+        table.add_column(heading, justify="right")
+    for seed, x in zip(run.seeds, returns, strict=True):
+        table.add_row(str(seed), *(f"{value:.2f}" for value in (x.mean(), x.std(), x.min(), x.max())))
+    Console().print(table)
+    means = returns.mean(1)
+    low, high = bootstrap_interval(means)
+    print(f"Over seeds: mean {means.mean():.2f}, IQM {iqm(means):.2f} with 95 % interval [{low:.2f}, {high:.2f}].")
+
+
+def plot(arguments: list[str]) -> None:
+    """`purerl plot DIR ...`."""
+    options = tyro.cli(PlotOptions, args=arguments, prog="purerl plot")
+    from purerl import plot as plotting
+
+    if not options.folders:
+        raise ValueError("Name at least one folder of a run: purerl plot DIR [DIR ...].")
+    ax = plotting.runs(options.folders, name=options.metric)
+    picture = Path(options.out or Path(options.folders[0]) / "curve.png")
+    ax.figure.savefig(picture, dpi=150)
+    print(f"Curve: {picture}")
+
+
+def render(arguments: list[str]) -> None:
+    """`purerl render DIR`."""
+    options = tyro.cli(RenderOptions, args=arguments, prog="purerl render")
+    from purerl import render as rendering
+
+    run = runner.load(options.folder)
+    seed = run.seeds[0] if options.seed is None else options.seed
+    if seed not in run.seeds:
+        raise ValueError(f"{options.folder} has no seed {seed}; it has {', '.join(map(str, run.seeds))}.")
+    state = jax.tree.map(lambda x: x[run.seeds.index(seed)], run.states)
+    key = jax.random.key(options.episode)
+    path = options.out or Path(options.folder) / "episode"
+    print(f"Episode: {rendering.save(path, run.algorithm, state, run.config, key, options.max_steps)}")
+
+
+def show_list(arguments: list[str]) -> None:
+    """`purerl list`."""
+    if arguments:
+        raise ValueError(f"purerl list takes no arguments, but got {' '.join(arguments)}.")
+    table = Table(title="algorithms")
+    for heading in ("name", "acts on", "what it is", "tuned for"):
+        table.add_column(heading)
+    for name in purerl.ALGORITHMS:
+        algorithm = algorithm_named(name)
+        tuned = ", ".join(env for known, env in settings.TUNED if known == name)
+        table.add_row(name, checks.action_kinds(algorithm.ACTIONS), algorithm.__doc__.split("\n")[0].rstrip("."), tuned)
+    console = Console()
+    console.print(table)
+    console.print("environments", style="bold")
+    console.print(", ".join(purerl.envs.names()), highlight=False)
+    console.print("A Brax name takes a physics backend as a third part, such as brax/hopper/generalized (default: spring).", highlight=False)

@@ -1,0 +1,127 @@
+"""Learning curves of one run or many, with the interquartile mean over seeds and its bootstrap interval."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+
+from purerl import logs, runner
+
+_BOOTSTRAP_SAMPLES = 2000
+
+
+def iqm(values: np.ndarray, axis: int = 0) -> np.ndarray:
+    """Interquartile mean along an axis: the mean of the middle half, entries cut in part where 4 does not divide.
+
+    Source: Agarwal et al. (2021), arXiv:2108.13264, section 4.3. One to three values are averaged as they are.
+    """
+    ordered = np.sort(values, axis=axis)
+    num = ordered.shape[axis]
+    if num < 4:
+        return ordered.mean(axis)
+    edges = np.arange(num + 1) / num
+    weights = np.clip(np.minimum(edges[1:], 0.75) - np.maximum(edges[:-1], 0.25), 0, None)
+    return np.tensordot(weights / weights.sum(), ordered, axes=(0, axis))
+
+
+def bootstrap_interval(
+    values: np.ndarray, *, confidence: float = 0.95, samples: int = _BOOTSTRAP_SAMPLES, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Percentile bootstrap interval of the IQM over seeds.
+
+    values: `[num_seeds, ...]`. Seeds are drawn with replacement, whole curves at a time.
+    Returns the lower and upper end, `[...]`.
+    """
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(len(values), size=(samples, len(values)))
+    estimates = np.stack([iqm(values[draw]) for draw in draws])
+    tail = 100 * (1 - confidence) / 2
+    return np.percentile(estimates, tail, axis=0), np.percentile(estimates, 100 - tail, axis=0)
+
+
+def smooth(metrics: Mapping[str, Any], name: str, points: int = 100) -> tuple[np.ndarray, np.ndarray]:
+    """A metric of one or many seeds in at most `points` windows of equal length.
+
+    metrics: as `train` returns them, each `[num_updates]` or `[num_seeds, num_updates]`. Means over episodes count each
+    episode once; a window in which no episode ended keeps the value before it, and windows before the first are NaN.
+    Returns the index of each window's last update (from 1), `[W]`, and the values, `[num_seeds, W]`.
+    """
+    values = np.atleast_2d(np.asarray(metrics[name], float))
+    weights = np.atleast_2d(np.asarray(metrics["episodes"], float)) if name.startswith("episode_") else np.ones_like(values)
+    ends = np.unique(np.linspace(0, values.shape[1], min(points, values.shape[1]) + 1).round().astype(int))
+    sums = np.cumsum(np.pad(np.where(weights > 0, values * weights, 0.0), ((0, 0), (1, 0))), axis=1)[:, ends]
+    counts = np.cumsum(np.pad(weights, ((0, 0), (1, 0))), axis=1)[:, ends]
+    with np.errstate(invalid="ignore"):
+        means = np.diff(sums) / np.diff(counts)
+    for i in range(1, means.shape[1]):
+        means[:, i] = np.where(np.isnan(means[:, i]), means[:, i - 1], means[:, i])
+    return ends[1:], means
+
+
+def learning_curve(
+    metrics: Mapping[str, Any],
+    config: Any = None,
+    *,
+    name: str = "episode_return",
+    label: str | None = None,
+    ax: Axes | None = None,
+    show_seeds: bool = True,
+) -> Axes:
+    """Draws a metric over training: each seed thin, their IQM bold, its 95 % bootstrap interval as a band.
+
+    metrics: as `train` returns them, of one seed or vmapped over many. config: where given, the x axis counts env steps;
+    without it, updates.
+    """
+    ax = plt.subplots(figsize=(7, 4), layout="constrained")[1] if ax is None else ax
+    updates, values = smooth(metrics, name)
+    x = updates if config is None else np.array([config.env_steps(int(update)) for update in updates])
+    (line,) = ax.plot(x, iqm(values), lw=2, label=label)
+    if len(values) > 1:
+        if show_seeds:
+            ax.plot(x, values.T, color=line.get_color(), lw=0.6, alpha=0.35)
+        ax.fill_between(x, *bootstrap_interval(values), color=line.get_color(), alpha=0.2, lw=0)
+    ax.set_xlabel("updates" if config is None else "env steps")
+    ax.set_ylabel(name.replace("_", " "))
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+    if config is not None:
+        ax.xaxis.set_major_formatter(lambda value, _: _short(value))
+    if label is not None:
+        ax.legend(frameon=False)
+    return ax
+
+
+def runs(folders: Sequence[str | Path], *, name: str = "episode_return", ax: Axes | None = None) -> Axes:
+    """The learning curves of several run folders in one picture, seeds in the legend."""
+    ax = plt.subplots(figsize=(8, 4.5), layout="constrained")[1] if ax is None else ax
+    for folder in folders:
+        algorithm, config, seeds = runner.read_config(folder)
+        metrics = read_metrics(folder)
+        label = f"{algorithm.__name__.split('.')[-1]} {config.env} ({len(seeds)} seeds)"
+        label = f"{Path(folder).name}: {label}" if len(folders) > 1 else label
+        learning_curve(metrics, config, name=name, label=label, ax=ax, show_seeds=len(folders) == 1)
+    ax.set_title("IQM over seeds, 95 % bootstrap interval", fontsize="medium")
+    return ax
+
+
+def read_metrics(folder: str | Path) -> dict[str, np.ndarray]:
+    """metrics.csv of a run's folder as `[num_seeds, updates]` arrays, seeds in the file's order."""
+    path = Path(folder) / "metrics.csv"
+    if not path.is_file():
+        raise runner.RunError(f"{folder} holds no metrics: there is no {path.name} in it.")
+    columns = logs.read_csv(path)
+    num_seeds = len(np.unique(columns["seed"]))
+    if len(columns["seed"]) == 0:
+        raise runner.RunError(f"{path} has no rows yet.")
+    complete = len(columns["seed"]) // num_seeds * num_seeds
+    return {name: column[:complete].reshape(-1, num_seeds).T for name, column in columns.items()}
+
+
+def _short(value: float) -> str:
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{unit}"
+    return f"{value:g}"

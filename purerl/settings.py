@@ -1,0 +1,88 @@
+"""Settings that are known to learn, with the score they must reach: one entry an algorithm and environment.
+
+`benchmarks.learning` runs these very entries over ten seeds and fails where the mean of the final policies is under the
+bar; `purerl train` starts from them, and flags override them.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """fields: what differs from the Config's defaults, total_timesteps included. bar: the least mean return of final policies.
+
+    variants: names of switches that must reach the same bar, each with the fields it changes.
+    """
+
+    fields: Mapping[str, Any]
+    bar: float
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+_DOUBLE = {"double": {"double_q": True}}
+
+TUNED: Mapping[tuple[str, str], Setting] = {
+    ("ppo", "CartPole-v1"): Setting({"total_timesteps": 500_000}, bar=490),
+    ("ppo", "Acrobot-v1"): Setting({"total_timesteps": 500_000, "num_envs": 16, "normalize_obs": True, "gae_lambda": 0.94}, bar=-86),
+    ("ppo", "Pendulum-v1"): Setting(
+        {
+            "total_timesteps": 300_000,
+            "num_envs": 4,
+            "num_steps": 512,
+            "num_epochs": 10,
+            "num_minibatches": 32,
+            "learning_rate": 1e-3,
+            "gamma": 0.9,
+            "ent_coef": 0.0,
+        },
+        bar=-190,
+    ),
+    ("dqn", "CartPole-v1"): Setting({"total_timesteps": 500_000}, bar=488, variants=_DOUBLE),
+    ("dqn", "MountainCar-v0"): Setting(
+        {
+            "total_timesteps": 120_000,
+            "num_steps": 16,
+            "gradient_steps": 8,
+            "iterations_per_update": 25,
+            "learning_starts": 1_000,
+            "learning_rate": 4e-3,
+            "gamma": 0.98,
+            "hidden_sizes": (256, 256),
+            "target_update_period": 300,
+            "exploration_fraction": 0.2,
+            "epsilon_end": 0.07,
+        },
+        bar=-125,
+        variants=_DOUBLE,
+    ),
+    ("dqn", "Catch-bsuite"): Setting({"total_timesteps": 200_000}, bar=1.0),
+    ("dqn", "Breakout-MinAtar"): Setting(
+        {
+            "total_timesteps": 1_000_000,
+            "num_envs": 8,
+            "num_steps": 1,
+            "gradient_steps": 1,
+            "batch_size": 64,
+            "hidden_sizes": (128,),
+            "buffer_size": 100_000,
+            "learning_starts": 5_000,
+            "exploration_fraction": 0.1,
+        },
+        bar=6.0,
+    ),
+}
+
+
+def tuned(algorithm: str, env: str, variant: str = "") -> Any:
+    """The Config of the entry, such as `tuned("ppo", "Pendulum-v1")`. Raises KeyError with what there is."""
+    if (algorithm, env) not in TUNED:
+        have = ", ".join(name for known, name in TUNED if known == algorithm) or "none"
+        raise KeyError(f"There are no tuned settings of {algorithm} for {env}; there are for: {have}.")
+    setting = TUNED[algorithm, env]
+    if variant and variant not in setting.variants:
+        raise KeyError(f"{algorithm} on {env} has no variant {variant!r}; it has: {', '.join(setting.variants) or 'none'}.")
+    fields = {**setting.fields, **setting.variants.get(variant, {})}
+    return importlib.import_module(f"purerl.algorithms.{algorithm}").Config(env=env, **fields)
