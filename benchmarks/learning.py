@@ -1,4 +1,4 @@
-"""Do the algorithms learn? Trains entries of `purerl.settings.TUNED` over many seeds and holds the final policies to their bars.
+"""Do the algorithms learn? Trains entries of `purerl.settings.TUNED` over many seeds against their bars.
 
     python -m benchmarks.learning ppo CartPole-v1                     one entry, seeds 0-9
     python -m benchmarks.learning ppo CartPole-v1 dqn MountainCar-v0  several
@@ -6,8 +6,8 @@
     python -m benchmarks.learning --all                               all entries and variants
 
 The final policy of each seed, never the best checkpoint, acts greedily for 100 episodes. Reported are the mean over
-seeds, which must reach the bar, and the IQM with its 95 % bootstrap interval. Results go to benchmarks/results: for each
-entry a CSV of the seeds' scores, a CSV and a picture of the learning curves, and a row of summary.csv and summary.md.
+seeds, which must reach the bar, and the IQM with its 95 % bootstrap interval. Results go to benchmarks/results: for
+each entry a CSV of the seeds' scores, a CSV and a picture of the learning curves, a row of summary.csv and summary.md.
 The exit status is 1 where an entry is under its bar. An interrupted run goes on where it was when called again.
 """
 
@@ -32,8 +32,9 @@ import tyro
 import purerl
 from purerl import plot, runner, settings
 
-COLUMNS = ("algorithm", "env", "variant", "env_steps", "seeds", "mean", "iqm", "low", "high", "lowest_seed", "bar", "reached")
-COLUMNS += ("run_seconds", "env_steps_per_second", "command", "date", "machine", "versions")
+_ENTRY = ("algorithm", "env", "variant", "env_steps", "seeds")
+_SCORES = ("mean", "iqm", "low", "high", "lowest_seed", "bar", "reached", "run_seconds", "env_steps_per_second")
+_PROVENANCE = ("command", "date", "machine", "versions")
 
 
 @dataclass
@@ -93,7 +94,9 @@ def parse(words: Sequence[str]) -> list[Entry]:
     """Entries from ALGORITHM ENV[:VARIANT] pairs; exits with one sentence where there is no such entry."""
     if not words or len(words) % 2:
         sys.exit("Name pairs of algorithm and env, such as `ppo CartPole-v1`, or give --all.")
-    entries = [Entry(algorithm, *env.partition(":")[::2]) for algorithm, env in zip(words[::2], words[1::2], strict=True)]
+    entries = [
+        Entry(algorithm, *env.partition(":")[::2]) for algorithm, env in zip(words[::2], words[1::2], strict=True)
+    ]
     for entry in entries:
         try:
             settings.tuned(*entry)
@@ -154,7 +157,12 @@ def provenance() -> dict[str, str]:
     packages = ("purerl", "jax", "flax", "optax", "gymnax", "brax")
     versions = " ".join(f"{name} {version(name)}" for name in packages)
     command = shlex.join(["python", "-m", "benchmarks.learning", *sys.argv[1:]])
-    return {"command": command, "date": f"{datetime.date.today()}", "machine": machine(), "versions": f"python {platform.python_version()} {versions}"}
+    return {
+        "command": command,
+        "date": f"{datetime.date.today()}",
+        "machine": machine(),
+        "versions": f"python {platform.python_version()} {versions}",
+    }
 
 
 def machine() -> str:
@@ -162,7 +170,10 @@ def machine() -> str:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        cpu = next((line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
+        cpu = next(
+            (line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")),
+            cpu,
+        )
     return f"{cpu}, {len(jax.devices())} x {jax.devices()[0].device_kind}"
 
 
@@ -188,10 +199,15 @@ def write_curve(out: Path, entry: Entry, metrics: dict[str, np.ndarray], config:
     ax = plot.learning_curve(metrics, config)
     bar = settings.TUNED[entry.algorithm, entry.env].bar
     ax.axhline(bar, color="0.4", lw=1, ls="--")
-    ax.annotate("bar", (1, bar), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4", fontsize="small")
-    ax.set_title(f"{entry.algorithm} {entry.env} {entry.variant}, {len(seeds)} seeds: IQM and 95 % interval", fontsize="medium")
-    ax.figure.savefig(out / f"{entry.name}.png", dpi=110)
-    plt.close(ax.figure)
+    ax.annotate(
+        "bar", (1, bar), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4", fontsize="small"
+    )
+    ax.set_title(
+        f"{entry.algorithm} {entry.env} {entry.variant}, {len(seeds)} seeds: IQM and 95 % interval", fontsize="medium"
+    )
+    figure = plot.figure_of(ax)
+    figure.savefig(out / f"{entry.name}.png", dpi=110)
+    plt.close(figure)
 
 
 def write_summary(out: Path, rows: list[dict[str, Any]]) -> None:
@@ -201,10 +217,13 @@ def write_summary(out: Path, rows: list[dict[str, Any]]) -> None:
     if path.exists():
         with path.open(newline="") as file:
             table = {(row["algorithm"], row["env"], row["variant"]): row for row in csv.DictReader(file)}
-    table |= {(row["algorithm"], row["env"], row["variant"]): {name: str(value) for name, value in row.items()} for row in rows}
+    table |= {
+        (row["algorithm"], row["env"], row["variant"]): {name: str(value) for name, value in row.items()}
+        for row in rows
+    }
     ordered = [table[key] for key in sorted(table)]
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, _ENTRY + _SCORES + _PROVENANCE, lineterminator="\n")
         writer.writeheader()
         writer.writerows(ordered)
     (out / "summary.md").write_text(markdown(ordered))
@@ -214,7 +233,7 @@ def markdown(rows: list[dict[str, str]]) -> str:
     lines = [
         "# Learning results",
         "",
-        "Final policies, greedy, 100 episodes a seed. Mean over seeds against the bar; IQM with its 95 % bootstrap interval.",
+        "Final policies, greedy, 100 episodes a seed. Mean over seeds against the bar; IQM with its 95 % interval.",
         "Commands, dates, machines and versions stand in summary.csv.",
         "",
         "| algorithm | env | variant | env steps | seeds | mean | IQM [95 %] | lowest seed | bar | reached |",
@@ -222,10 +241,10 @@ def markdown(rows: list[dict[str, str]]) -> str:
     ]
     for row in rows:
         reached = "yes" if row["reached"] == "True" else "**no**"
-        lines.append(
-            f"| {row['algorithm']} | {row['env']} | {row['variant'] or '-'} | {int(row['env_steps']):,} | {row['seeds']} | {row['mean']} "
-            f"| {row['iqm']} [{row['low']}, {row['high']}] | {row['lowest_seed']} | {row['bar']} | {reached} |"
-        )
+        interval = f"{row['iqm']} [{row['low']}, {row['high']}]"
+        steps, variant = f"{int(row['env_steps']):,}", row["variant"] or "-"
+        cells = (row["algorithm"], row["env"], variant, steps, row["seeds"], row["mean"], interval)
+        lines.append(f"| {' | '.join((*cells, row['lowest_seed'], row['bar'], reached))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -23,12 +23,7 @@ class Rejax(Side):
             return key if work.seeds == 1 else jax.random.split(key, work.seeds)
 
         compiled, seconds = compile_timed(train, keys(0))
-
-        def run(seed: int) -> float:
-            jax.block_until_ready(compiled(keys(seed)))
-            return 0.0
-
-        self.train = run
+        self.train = lambda seed: jax.block_until_ready(compiled(keys(seed)))
         return seconds
 
 

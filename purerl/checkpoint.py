@@ -50,7 +50,9 @@ def load(path: str | Path, like: Any) -> Any:
         raise CheckpointError(f"The checkpoint {path} is damaged: its checksum does not match its contents.")
     expected = [jax.eval_shape(_to_data, leaf) for leaf in likes]
     if [(leaf.shape, leaf.dtype) for leaf in leaves] != [(leaf.shape, leaf.dtype) for leaf in expected]:
-        raise CheckpointError(f"The checkpoint {path} holds arrays of other shapes: it belongs to another config or version.")
+        raise CheckpointError(
+            f"The checkpoint {path} holds arrays of other shapes: it belongs to another config or version."
+        )
     return structure.unflatten(_from_data(leaf, example) for leaf, example in zip(leaves, likes, strict=True))
 
 
@@ -73,7 +75,8 @@ def save_step(folder: Path, step: int, tree: Any) -> None:
 def load_latest(folder: Path, like: Any) -> tuple[int, Any, list[str]]:
     """The newest checkpoint that can be read: its step, its tree, and what was wrong with the newer ones.
 
-    Damaged checkpoints, and leftovers of one that was being written, are removed, so that their steps can be saved anew.
+    Damaged checkpoints, and leftovers of one that was being written, are removed, and their steps can be
+    saved anew.
     Raises CheckpointError where none can be read; then nothing is removed.
     """
     problems: list[str] = []
@@ -114,5 +117,5 @@ def _to_data(leaf: Any) -> Any:
 
 def _from_data(leaf: np.ndarray, example: Any) -> Any:
     if _is_key(example):
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(jnp.zeros((), example.dtype)))
+        return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(jnp.zeros((), example.dtype)))
     return jnp.asarray(leaf)

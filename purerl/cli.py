@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import importlib
 import inspect
+import itertools
 import sys
 import time
 from collections.abc import Callable
@@ -156,7 +157,7 @@ def train(arguments: list[str]) -> None:
 
 
 def _stored(name: str | None, folder: str) -> tuple[Any, Any, TrainOptions]:
-    """What a folder's config.json says, as defaults of the flags: those that differ are named when the run is checked."""
+    """What a folder's config.json says, as defaults of the flags; the run's check names flags that differ."""
     if not Path(folder).is_dir():
         raise runner.RunError(f"There is no folder {folder} to resume.")
     algorithm, config, seeds = runner.read_config(folder)
@@ -177,35 +178,34 @@ def _tuned(algorithm: Any, env: str | None) -> Any:
 
 def _parsed(algorithm: Any, default: Any, options: TrainOptions, arguments: list[str]) -> tuple[Any, TrainOptions]:
     """Config and options after the flags."""
-    config_flags = tyro.conf.OmitArgPrefixes[_flags(algorithm.Config, default)]
-    run_flags = tyro.conf.OmitArgPrefixes[TrainOptions]
-    fields = [("config", config_flags), ("run", run_flags, dataclasses.field(default_factory=lambda: options))]
+    unprefixed: Any = tyro.conf.OmitArgPrefixes
+    run = dataclasses.field(default_factory=lambda: options)
+    fields = [("config", unprefixed[_flags(algorithm.Config, default)]), ("run", unprefixed[TrainOptions], run)]
     description = algorithm.__doc__.split("\n")[0]
-    flags = dataclasses.make_dataclass("Train", fields)
+    flags: Any = dataclasses.make_dataclass("Train", fields)  # type: ignore[arg-type]  # pairs and triples
     parsed = tyro.cli(flags, args=arguments, prog=f"purerl train {_module_name(algorithm)}", description=description)
     return algorithm.Config(**dataclasses.asdict(parsed.config), env_params=default.env_params), parsed.run
 
 
 def _flags(config_class: type, default: Any) -> type:
     """A plain dataclass of a Config's fields as flags: the text under each field is its help, `default` its default."""
-    helps = field_docs(config_class)
-    fields = []
+    helps, fields = field_docs(config_class), []
     for field in dataclasses.fields(config_class):
         if field.name != "env_params":
-            kind = Annotated[field.type, tyro.conf.arg(help=helps[field.name])]
-            fields.append((field.name, kind, dataclasses.field(default=getattr(default, field.name))))
+            kind: Any = field.type
+            flag = Annotated[kind, tyro.conf.arg(help=helps[field.name])]
+            fields.append((field.name, flag, dataclasses.field(default=getattr(default, field.name))))
     return dataclasses.make_dataclass("Config", fields)
 
 
 def field_docs(config_class: type) -> dict[str, str]:
     """The string under each field of a class, by the field's name."""
-    body = ast.parse(inspect.getsource(config_class)).body[0].body
-    pairs = zip(body, body[1:], strict=False)
-    return {
-        field.target.id: doc.value.value
-        for field, doc in pairs
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant)
-    }
+    tree: Any = ast.parse(inspect.getsource(config_class))
+    docs = {}
+    for field, doc in itertools.pairwise(tree.body[0].body):
+        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+            docs[ast.unparse(field.target)] = ast.literal_eval(doc.value)
+    return docs
 
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
@@ -246,16 +246,20 @@ def _report(run: runner.Run, folder: Path) -> None:
     evaluations = _evaluations(run, num_episodes=100, deterministic=True, seed=0)
     last_tenth = {name: x[:, -max(1, x.shape[1] // 10) :] for name, x in metrics.items()}
     training = plotting.smooth(last_tenth, "episode_return", points=1)[1][:, 0]
-    table = Table(title=f"{_module_name(run.algorithm)} {run.config.env}, {run.config.env_steps(run.updates):,} env steps a seed")
+    table = Table(
+        title=f"{_module_name(run.algorithm)} {run.config.env}, {run.config.env_steps(run.updates):,} env steps a seed"
+    )
     for heading in ("seed", "return in training (last tenth)", "return of the final policy (100 episodes, greedy)"):
         table.add_column(heading, justify="right")
     for seed, in_training, returns in zip(run.seeds, training, evaluations, strict=True):
         table.add_row(str(seed), f"{in_training:.2f}", f"{returns.mean():.2f}")
     Console().print(table)
     steps = metrics_steps(run)
-    print(f"Compile {run.compile_seconds:.1f} s, run {run.run_seconds:.1f} s, {steps / max(run.run_seconds, 1e-9):,.0f} env steps/s.")
+    if steps:
+        rate = f"{steps / run.run_seconds:,.0f} env steps/s"
+        print(f"Compile {run.compile_seconds:.1f} s, run {run.run_seconds:.1f} s, {rate}.")
     picture = folder / "curve.png"
-    plotting.runs([folder]).figure.savefig(picture, dpi=150)
+    plotting.figure_of(plotting.runs([folder])).savefig(picture, dpi=150)
     print(f"Curve: {picture}")
 
 
@@ -267,7 +271,9 @@ def metrics_steps(run: runner.Run) -> int:
 
 def _evaluations(run: runner.Run, *, num_episodes: int, deterministic: bool, seed: int) -> Any:
     def one(state: Any, key: Any) -> Any:
-        return purerl.evaluate(run.algorithm, state, run.config, key, num_episodes=num_episodes, deterministic=deterministic).returns
+        return purerl.evaluate(
+            run.algorithm, state, run.config, key, num_episodes=num_episodes, deterministic=deterministic
+        ).returns
 
     keys = jax.random.split(jax.random.key(seed), len(run.seeds))
     return jax.device_get(jax.vmap(one)(jax.device_put(run.states, jax.devices()[0]), keys))
@@ -277,10 +283,13 @@ def evaluate(arguments: list[str]) -> None:
     """`purerl evaluate DIR`."""
     options = tyro.cli(EvaluateOptions, args=arguments, prog="purerl evaluate")
     run = runner.load(options.folder)
-    returns = _evaluations(run, num_episodes=options.num_episodes, deterministic=not options.stochastic, seed=options.seed)
+    returns = _evaluations(
+        run, num_episodes=options.num_episodes, deterministic=not options.stochastic, seed=options.seed
+    )
     from purerl.plot import bootstrap_interval, iqm
 
-    table = Table(title=f"{_module_name(run.algorithm)} {run.config.env}, update {run.updates}, {options.num_episodes} episodes a seed")
+    name = f"{_module_name(run.algorithm)} {run.config.env}"
+    table = Table(title=f"{name}, update {run.updates}, {options.num_episodes} episodes a seed")
     for heading in ("seed", "mean return", "standard deviation", "lowest", "highest"):
         table.add_column(heading, justify="right")
     for seed, x in zip(run.seeds, returns, strict=True):
@@ -300,7 +309,7 @@ def plot(arguments: list[str]) -> None:
         raise ValueError("Name at least one folder of a run: purerl plot DIR [DIR ...].")
     ax = plotting.runs(options.folders, name=options.metric)
     picture = Path(options.out or Path(options.folders[0]) / "curve.png")
-    ax.figure.savefig(picture, dpi=150)
+    plotting.figure_of(ax).savefig(picture, dpi=150)
     print(f"Curve: {picture}")
 
 
@@ -334,4 +343,7 @@ def show_list(arguments: list[str]) -> None:
     console.print(table)
     console.print("environments", style="bold")
     console.print(", ".join(purerl.envs.names()), highlight=False)
-    console.print("A Brax name takes a physics backend as a third part, such as brax/hopper/generalized (default: spring).", highlight=False)
+    console.print(
+        "A Brax name takes a physics backend as a third part, such as brax/hopper/generalized (default: spring).",
+        highlight=False,
+    )

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from purerl import logs, runner
 
@@ -50,7 +51,9 @@ def smooth(metrics: Mapping[str, Any], name: str, points: int = 100) -> tuple[np
     Returns the index of each window's last update (from 1), `[W]`, and the values, `[num_seeds, W]`.
     """
     values = np.atleast_2d(np.asarray(metrics[name], float))
-    weights = np.atleast_2d(np.asarray(metrics["episodes"], float)) if name.startswith("episode_") else np.ones_like(values)
+    weights = (
+        np.atleast_2d(np.asarray(metrics["episodes"], float)) if name.startswith("episode_") else np.ones_like(values)
+    )
     ends = np.unique(np.linspace(0, values.shape[1], min(points, values.shape[1]) + 1).round().astype(int))
     sums = np.cumsum(np.pad(np.where(weights > 0, values * weights, 0.0), ((0, 0), (1, 0))), axis=1)[:, ends]
     counts = np.cumsum(np.pad(weights, ((0, 0), (1, 0))), axis=1)[:, ends]
@@ -72,8 +75,8 @@ def learning_curve(
 ) -> Axes:
     """Draws a metric over training: each seed thin, their IQM bold, its 95 % bootstrap interval as a band.
 
-    metrics: as `train` returns them, of one seed or vmapped over many. config: where given, the x axis counts env steps;
-    without it, updates.
+    metrics: as `train` returns them, of one seed or vmapped over many. config: where given, the x axis counts env
+    steps; without it, updates.
     """
     ax = plt.subplots(figsize=(7, 4), layout="constrained")[1] if ax is None else ax
     updates, values = smooth(metrics, name)
@@ -105,6 +108,13 @@ def runs(folders: Sequence[str | Path], *, name: str = "episode_return", ax: Axe
         learning_curve(metrics, config, name=name, label=label, ax=ax, show_seeds=len(folders) == 1)
     ax.set_title("IQM over seeds, 95 % bootstrap interval", fontsize="medium")
     return ax
+
+
+def figure_of(ax: Axes) -> Figure:
+    """The figure that axes are drawn in."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
 
 
 def read_metrics(folder: str | Path) -> dict[str, np.ndarray]:

@@ -20,7 +20,12 @@ class Progress:
         self.started, self.next_line = time.perf_counter(), 0.1
         env = config.env if isinstance(config.env, str) else type(config.env).__name__
         name = f"{algorithm.__name__.split('.')[-1]} {env} x {num_seeds}"
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[status]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeRemainingColumn(),
+        )
         self.bar = RichProgress(*columns, console=self.console, disable=not self.live)
         self.task = self.bar.add_task(name, total=config.num_updates, completed=updates, status="first steps")
         self.name = name
@@ -29,7 +34,9 @@ class Progress:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def update(self, updates: int, rows: dict[str, np.ndarray]) -> None:

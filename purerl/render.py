@@ -13,7 +13,9 @@ from purerl.core import config as checks
 from purerl.core import envs
 
 
-def episode(algorithm: ModuleType, state: Any, config: Any, key: Key[Array, ""], max_steps: int = 1000) -> tuple[list[Any], np.ndarray]:
+def episode(
+    algorithm: ModuleType, state: Any, config: Any, key: Key[Array, ""], max_steps: int = 1000
+) -> tuple[list[Any], np.ndarray]:
     """Acts greedily from a fresh start state until the episode ends, at most max_steps steps.
 
     Returns the env's states before each step, and the return so far after each step `[steps]`.
@@ -35,7 +37,9 @@ def episode(algorithm: ModuleType, state: Any, config: Any, key: Key[Array, ""],
     return [jax.tree.map(lambda x, i=i: x[i], states) for i in range(length)], np.cumsum(rewards[:length])
 
 
-def save(path: str | Path, algorithm: ModuleType, state: Any, config: Any, key: Key[Array, ""], max_steps: int = 1000) -> Path:
+def save(
+    path: str | Path, algorithm: ModuleType, state: Any, config: Any, key: Key[Array, ""], max_steps: int = 1000
+) -> Path:
     """Writes an episode to `path`, with the ending that fits the env (.gif or .html), and returns the path written.
 
     Classic control is drawn by gymnasium and needs the extra `purerl[video]`. Raises ValueError for an env that neither
@@ -43,7 +47,9 @@ def save(path: str | Path, algorithm: ModuleType, state: Any, config: Any, key: 
     """
     env = checks.env(config)
     if not isinstance(env, envs.Gymnax | envs.Brax):
-        raise ValueError(f"{type(env).__name__} is neither a gymnax nor a Brax env, so there is no way known to draw it.")
+        raise ValueError(
+            f"{type(env).__name__} is neither a gymnax nor a Brax env, so there is no way known to draw it."
+        )
     states, returns = episode(algorithm, state, config, key, max_steps)
     if isinstance(env, envs.Brax):
         return _save_html(Path(path).with_suffix(".html"), env, checks.env_params(config), states)

@@ -110,11 +110,13 @@ def train(
     if folder is not None:
         (_check_same_run if resume else _create_run)(folder, algorithm, config, seeds)
     say(check_memory(algorithm, config, len(seeds)))
-    return _Loop(algorithm, config, seeds, folder, seeds_at_once, checkpoint_seconds, list(loggers), progress, say).run(resume)
+    return _Loop(algorithm, config, seeds, folder, seeds_at_once, checkpoint_seconds, list(loggers), progress, say).run(
+        resume
+    )
 
 
 def load(out: str | Path) -> Run:
-    """The newest readable checkpoint of a run's folder, for evaluation and plotting. Metrics are left in metrics.csv."""
+    """The newest readable checkpoint of a run's folder, for evaluation and rendering; metrics stay in metrics.csv."""
     folder = Path(out)
     algorithm, config, seeds = read_config(folder)
     updates, states, _ = checkpoint.load_latest(folder / "checkpoints", _states_like(algorithm, config, len(seeds)))
@@ -150,7 +152,7 @@ class _Loop:
 
     def run(self, resume: bool) -> Run:
         started = time.perf_counter()
-        updates, states = self.restore() if resume else (0, self.initial_states())
+        updates, states = self.restore(self.folder) if resume and self.folder else (0, self.initial_states())
         advance = self.sharded("advance", self.max_chunk)
         states, _, _ = jax.block_until_ready(advance(states, self.config, np.int32(0)))  # compiles, and takes no step
         self.compile_seconds = time.perf_counter() - started
@@ -166,16 +168,20 @@ class _Loop:
                 signal.signal(number, handler)
             for logger in self.loggers:
                 logger.close()
-        metrics = {name: np.concatenate([m[name] for m in history], axis=1) if history else np.zeros((len(self.seeds), 0)) for name in names}
+        metrics = {
+            name: np.concatenate([m[name] for m in history], axis=1) if history else np.zeros((len(self.seeds), 0))
+            for name in names
+        }
         finished = updates == self.config.num_updates
         if not finished:
             where = f": go on with --resume {self.folder}" if self.folder else ""
-            self.say(f"Stopped by {signal.Signals(self.stop_signal).name} after update {updates} of {self.config.num_updates}{where}.")
+            by = "" if self.stop_signal is None else f" by {signal.Signals(self.stop_signal).name}"
+            self.say(f"Stopped{by} after update {updates} of {self.config.num_updates}{where}.")
         states = self.unpad(states)
         times = (self.compile_seconds, self.run_seconds)
         return Run(self.algorithm, self.config, self.seeds, states, metrics, updates, finished, *times)
 
-    def loop(self, advance: Callable, updates: int, states: Any) -> tuple[int, Any, list[dict[str, np.ndarray]]]:
+    def loop(self, advance: Any, updates: int, states: Any) -> tuple[int, Any, list[dict[str, np.ndarray]]]:
         history, chunk, saved_at = [], 1, time.perf_counter()
         with Progress(self.algorithm, self.config, len(self.seeds), updates, enabled=self.progress) as bar:
             while updates < self.config.num_updates and self.stop_signal is None:
@@ -217,7 +223,7 @@ class _Loop:
 
     def check_finite(self, updates: int, rows: dict[str, np.ndarray], finite: np.ndarray) -> None:
         losses = {name: x for name, x in rows.items() if not name.startswith("episode")}
-        bad = np.stack([~np.isfinite(x) for x in losses.values()]).any(0)
+        bad: np.ndarray = np.any([~np.isfinite(x) for x in losses.values()], axis=0)
         if not bad.any() and finite.all():
             return
         seed = int(np.argmax(bad.any(1) if bad.any() else ~finite))
@@ -225,10 +231,11 @@ class _Loop:
         update = updates + (int(np.argmax(bad[seed])) if bad[seed].any() else bad.shape[1] - 1) + 1
         kept = ""
         if self.folder is not None:
-            kept = f" The checkpoint of update {checkpoint.steps(self.folder / 'checkpoints')[-1]} in {self.folder} is from before."
+            last = checkpoint.steps(self.folder / "checkpoints")[-1]
+            kept = f" The checkpoint of update {last} in {self.folder} is from before."
         raise NonFiniteError(
-            f"Seed {self.seeds[seed]} left the finite numbers at update {update}: {', '.join(names)} is NaN or infinite. "
-            f"A smaller learning rate or max_grad_norm often helps.{kept}"
+            f"Seed {self.seeds[seed]} left the finite numbers at update {update}: {', '.join(names)} is NaN or "
+            f"infinite. A smaller learning rate or max_grad_norm often helps.{kept}"
         )
 
     def log(self, updates: int, rows: dict[str, np.ndarray]) -> None:
@@ -236,7 +243,9 @@ class _Loop:
         for logger in self.loggers:
             for i in range(length):
                 update = updates + i + 1
-                logger.write(update, self.config.env_steps(update), self.seeds, {name: x[:, i] for name, x in rows.items()})
+                logger.write(
+                    update, self.config.env_steps(update), self.seeds, {name: x[:, i] for name, x in rows.items()}
+                )
 
     def save(self, updates: int, states: Any) -> None:
         if self.folder is None:
@@ -245,9 +254,9 @@ class _Loop:
             logger.flush()  # before the checkpoint, so that its updates are in the file whenever it exists
         checkpoint.save_step(self.folder / "checkpoints", updates, self.unpad(states))
 
-    def restore(self) -> tuple[int, Any]:
+    def restore(self, folder: Path) -> tuple[int, Any]:
         like = _states_like(self.algorithm, self.config, len(self.seeds))
-        updates, states, problems = checkpoint.load_latest(self.folder / "checkpoints", like)
+        updates, states, problems = checkpoint.load_latest(folder / "checkpoints", like)
         for problem in problems:
             self.say(f"{problem} Falling back to the checkpoint of update {updates}.")
         self.say(f"Going on from update {updates} of {self.config.num_updates}.")
@@ -271,7 +280,7 @@ def _sharded(algorithm: ModuleType, mesh: Mesh, batch_size: int, function: str, 
 
     over_seeds, everywhere = PartitionSpec("seeds"), PartitionSpec()
     specs = {"init": (over_seeds, everywhere), "advance": (over_seeds, everywhere, everywhere)}[function]
-    body = {"init": init, "advance": advance}[function]
+    body: Any = {"init": init, "advance": advance}[function]
     program = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=over_seeds, check_vma=False)
     return jax.jit(program, donate_argnums=0 if function == "advance" else ())
 
@@ -303,7 +312,8 @@ def check_memory(algorithm: ModuleType, config: Any, num_seeds: int) -> str:
     one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if not _is_key(leaf))
     need = 2 * one * num_seeds  # a chunk reads the old states while it writes the new ones
     have = _free_memory()
-    line = f"Memory: {_megabytes(one)} a seed, at most {_megabytes(need)} for {num_seeds} seed(s); {_megabytes(have)} free."
+    sizes = f"{_megabytes(one)} a seed, at most {_megabytes(need)} for {num_seeds} seed(s)"
+    line = f"Memory: {sizes}; {_megabytes(have)} free."
     if need > have:
         raise RunError(f"{line} Train fewer seeds at a time, or take a smaller buffer_size or num_envs.")
     return line
@@ -338,7 +348,10 @@ def config_dict(config: Any) -> dict[str, Any]:
     fields["env"] = config.env if isinstance(config.env, str) else repr(config.env)
     if config.env_params is not None:
         fields["env_params"] = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(config.env_params)]
-    return {name: x.tolist() if hasattr(x, "tolist") else list(x) if isinstance(x, tuple) else x for name, x in fields.items()}
+    return {
+        name: x.tolist() if hasattr(x, "tolist") else list(x) if isinstance(x, tuple) else x
+        for name, x in fields.items()
+    }
 
 
 def read_config(folder: str | Path) -> tuple[ModuleType, Any, list[int]]:
@@ -365,7 +378,9 @@ def read_config(folder: str | Path) -> tuple[ModuleType, Any, list[int]]:
 
 def _create_run(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int]) -> None:
     if folder.exists() and any(folder.iterdir()):
-        raise RunError(f"{folder} is not empty: name another folder, or go on with --resume {folder} if it holds this run.")
+        raise RunError(
+            f"{folder} is not empty: name another folder, or go on with --resume {folder} if it holds this run."
+        )
     folder.mkdir(parents=True, exist_ok=True)
     versions = {"python": platform.python_version(), "jax": jax.__version__}
     stored = {"algorithm": _name(algorithm), "seeds": seeds, "config": config_dict(config), "versions": versions}
@@ -383,7 +398,11 @@ def _check_same_run(folder: Path, algorithm: ModuleType, config: Any, seeds: lis
         raise RunError(f"{folder} is a run of {stored['algorithm']}, not of {_name(algorithm)}.")
     mine = json.loads(json.dumps({**config_dict(config), "seeds": seeds}))
     theirs = {**stored["config"], "seeds": stored["seeds"]}
-    differing = [f"{name} ({theirs.get(name)} there, {mine.get(name)} here)" for name in {**theirs, **mine} if theirs.get(name) != mine.get(name)]
+    differing = [
+        f"{name} ({theirs.get(name)} there, {mine.get(name)} here)"
+        for name in {**theirs, **mine}
+        if theirs.get(name) != mine.get(name)
+    ]
     if differing:
         raise RunError(f"{folder} is a run of another config: it differs in {', '.join(differing)}.")
 

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Setting:
-    """fields: what differs from the Config's defaults, total_timesteps included. bar: the least mean return of final policies.
+    """fields: what differs from the Config's defaults, total_timesteps included. bar: the least mean final return.
 
     variants: names of switches that must reach the same bar, each with the fields it changes.
     """
@@ -26,7 +26,9 @@ _DOUBLE = {"double": {"double_q": True}}
 
 TUNED: Mapping[tuple[str, str], Setting] = {
     ("ppo", "CartPole-v1"): Setting({"total_timesteps": 500_000}, bar=490),
-    ("ppo", "Acrobot-v1"): Setting({"total_timesteps": 500_000, "num_envs": 16, "normalize_obs": True, "gae_lambda": 0.94}, bar=-86),
+    ("ppo", "Acrobot-v1"): Setting(
+        {"total_timesteps": 500_000, "num_envs": 16, "normalize_obs": True, "gae_lambda": 0.94}, bar=-86
+    ),
     ("ppo", "Pendulum-v1"): Setting(
         {
             "total_timesteps": 300_000,
@@ -54,6 +56,7 @@ TUNED: Mapping[tuple[str, str], Setting] = {
             "target_update_period": 300,
             "exploration_fraction": 0.2,
             "epsilon_end": 0.07,
+            "huber": True,
         },
         bar=-125,
         variants=_DOUBLE,
@@ -83,6 +86,8 @@ def tuned(algorithm: str, env: str, variant: str = "") -> Any:
         raise KeyError(f"There are no tuned settings of {algorithm} for {env}; there are for: {have}.")
     setting = TUNED[algorithm, env]
     if variant and variant not in setting.variants:
-        raise KeyError(f"{algorithm} on {env} has no variant {variant!r}; it has: {', '.join(setting.variants) or 'none'}.")
+        raise KeyError(
+            f"{algorithm} on {env} has no variant {variant!r}; it has: {', '.join(setting.variants) or 'none'}."
+        )
     fields = {**setting.fields, **setting.variants.get(variant, {})}
     return importlib.import_module(f"purerl.algorithms.{algorithm}").Config(env=env, **fields)

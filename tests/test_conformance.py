@@ -20,29 +20,8 @@ from jax.interpreters import partial_eval
 import purerl
 from purerl import runner
 from purerl.core import config as checks
-
-TINY = {
-    "ppo": {
-        "num_envs": 2,
-        "num_steps": 8,
-        "num_epochs": 2,
-        "num_minibatches": 2,
-        "hidden_sizes": (8,),
-        "total_timesteps": 96,
-    },
-    "dqn": {
-        "num_envs": 2,
-        "num_steps": 2,
-        "iterations_per_update": 4,
-        "buffer_size": 64,
-        "learning_starts": 16,
-        "batch_size": 4,
-        "hidden_sizes": (8,),
-        "total_timesteps": 112,
-        "target_update_period": 3,
-    },
-}
-NUM_SEEDS = 3  # not a multiple of the two devices, so that the runner has to pad
+from tests import tiny
+from tests.tiny import SEEDS, arrays, assert_same_bits, run
 
 
 class Programs(NamedTuple):
@@ -60,29 +39,12 @@ class Programs(NamedTuple):
 @pytest.fixture(scope="module", params=purerl.ALGORITHMS)
 def programs(request: pytest.FixtureRequest) -> Programs:
     algorithm = importlib.import_module(f"purerl.algorithms.{request.param}")
-    config = algorithm.Config(**TINY[request.param])
-    keys = jnp.stack([jax.random.key(seed) for seed in range(NUM_SEEDS)])
+    config = tiny.config(algorithm)
+    keys = jnp.stack([jax.random.key(seed) for seed in SEEDS])
     train = jax.jit(jax.vmap(algorithm.train, (0, None)))
     return Programs(
         algorithm, config, keys, train, train(keys, config), run(algorithm, config), run(algorithm, config, (1,))
     )
-
-
-def run(algorithm: ModuleType, config: Any, seeds: Any = range(NUM_SEEDS), **options: Any) -> runner.Run:
-    return runner.train(
-        algorithm, config, seeds=seeds, seeds_at_once=2, progress=False, say=lambda line: None, **options
-    )
-
-
-def arrays(tree: Any) -> list[np.ndarray]:
-    """Leaves as numpy arrays, PRNG keys as their data."""
-    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
-    return [np.asarray(jax.random.key_data(x) if is_key(x) else x) for x in jax.tree.leaves(tree)]
-
-
-def assert_same_bits(left: Any, right: Any) -> None:
-    for x, y in zip(arrays(left), arrays(right), strict=True):
-        np.testing.assert_array_equal(x, y)
 
 
 def test_contract(programs: Programs) -> None:
@@ -110,7 +72,7 @@ def test_every_field_is_documented(programs: Programs) -> None:
 def test_result_shapes(programs: Programs) -> None:
     state, metrics = programs.vmapped
     assert {"episodes", "episode_return", "episode_length"} <= set(metrics)
-    assert all(x.shape == (NUM_SEEDS, programs.config.num_updates) for x in metrics.values())
+    assert all(x.shape == (len(SEEDS), programs.config.num_updates) for x in metrics.values())
     assert programs.config.num_updates >= 4
     np.testing.assert_array_equal(state.updates, programs.config.num_updates)
     assert programs.config.env_steps(programs.config.num_updates) <= programs.config.total_timesteps
@@ -118,7 +80,7 @@ def test_result_shapes(programs: Programs) -> None:
 
 def test_seeds_differ_in_network_and_data(programs: Programs) -> None:
     key_data = np.asarray(jax.vmap(jax.random.key_data)(programs.keys))
-    assert len(np.unique(key_data, axis=0)) == NUM_SEEDS
+    assert len(np.unique(key_data, axis=0)) == len(SEEDS)
     first, second = (jax.tree.map(lambda x, i=i: x[i], initial_states(programs)) for i in (0, 1))
     for name in ("params", "env_state"):
         pairs = zip(arrays(getattr(first, name)), arrays(getattr(second, name)), strict=True)
@@ -128,7 +90,7 @@ def test_seeds_differ_in_network_and_data(programs: Programs) -> None:
 
 def initial_states(programs: Programs) -> Any:
     """The runner's own init program, compiled already."""
-    loop = runner._Loop(programs.algorithm, programs.config, list(range(NUM_SEEDS)), None, 2, 0.0, [], False, print)
+    loop = runner._Loop(programs.algorithm, programs.config, list(SEEDS), None, 2, 0.0, [], False, print)
     return loop.initial_states()
 
 
@@ -221,9 +183,9 @@ def test_policy_acts_within_the_space(programs: Programs) -> None:
         assert action.shape == () and 0 <= action < env.action_space(params).n
 
 
-@pytest.mark.parametrize("seeds", [(1,), tuple(range(NUM_SEEDS))], ids=["one seed", "sharded and vmapped"])
+@pytest.mark.parametrize("seeds", [(1,), SEEDS], ids=["one seed", "sharded and vmapped"])
 def test_interrupted_equals_whole(programs: Programs, seeds: tuple[int, ...], tmp_path: Path) -> None:
-    """N updates, a checkpoint on disk, a new loop for the other M, cut into other chunks: every bit of the whole run."""
+    """N updates, a checkpoint on disk, a new loop for the other M, in other chunks: every bit of the whole run."""
     whole = programs.solo if seeds == (1,) else programs.many
     with pytest.MonkeyPatch.context() as patch:
         stop_after_first_chunk(patch)

@@ -130,6 +130,7 @@ def epsilon_greedy(key: Key[Array, ""], q: Array, epsilon: Scalar) -> Array:
 
 
 def init(key: Key[Array, ""], config: Config) -> State:
+    """A fresh network, and the memory filled with learning_starts transitions of the uniform policy."""
     key, network_key, env_key, prefill_key = jax.random.split(key, 4)
     env, env_params = checks.env(config), checks.env_params(config)
     env_state = envs.reset(env_key, env, env_params, config.num_envs)
@@ -141,7 +142,9 @@ def init(key: Key[Array, ""], config: Config) -> State:
 
     num_steps = config.env_steps(0) // config.num_envs
     env_state, trajectory, _ = unroll(prefill_key, env, env_params, env_state, act, num_steps)
-    memory = replay.add(replay.init(config.buffer_size, replay.example(obs_space, action_space)), transitions(trajectory))
+    memory = replay.add(
+        replay.init(config.buffer_size, replay.example(obs_space, action_space)), transitions(trajectory)
+    )
     opt_state = optimize.adam(config.learning_rate, config.max_grad_norm).init(params)
     return State(key, params, params, opt_state, memory, env_state, jnp.int32(0), jnp.int32(0))
 
@@ -184,8 +187,10 @@ def gradient_step(key: Key[Array, ""], state: State, config: Config) -> tuple[St
     gradient_steps = state.gradient_steps + 1
     rate = jnp.where(gradient_steps % config.target_update_period == 0, config.tau, 0.0)
     target_params = optax.incremental_update(params, state.target_params, rate)
-    state = state._replace(params=params, target_params=target_params, opt_state=opt_state, gradient_steps=gradient_steps)
-    return state, metrics | {"grad_norm": optax.global_norm(grads)}
+    state = state._replace(
+        params=params, target_params=target_params, opt_state=opt_state, gradient_steps=gradient_steps
+    )
+    return state, metrics | {"grad_norm": optax.tree.norm(grads)}
 
 
 def update(state: State, config: Config) -> tuple[State, Metrics]:

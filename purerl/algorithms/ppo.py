@@ -161,6 +161,7 @@ def critic(params: Params, obs: Array, config: Config) -> Array:
 
 
 def init(key: Key[Array, ""], config: Config) -> State:
+    """Fresh networks and N fresh episodes."""
     key, actor_key, critic_key, env_key = jax.random.split(key, 4)
     env, env_params = checks.env(config), checks.env_params(config)
     env_state = envs.reset(env_key, env, env_params, config.num_envs)
@@ -227,12 +228,14 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     state, batch, episodes = collect(rollout_key, state, config)
     indices = optimize.shuffled_indices(shuffle_key, batch.value.size, config.num_epochs, config.num_minibatches)
 
-    def gradient_step(carry: tuple[Params, optax.OptState], index: Array) -> tuple[tuple[Params, optax.OptState], Metrics]:
+    def gradient_step(
+        carry: tuple[Params, optax.OptState], index: Array
+    ) -> tuple[tuple[Params, optax.OptState], Metrics]:
         params, opt_state = carry
         minibatch = jax.tree.map(lambda x: x[index], batch)
         grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch, clip_eps, config)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), metrics | {"grad_norm": optax.global_norm(grads)}
+        return (optax.apply_updates(params, updates), opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
 
     (params, opt_state), metrics = jax.lax.scan(gradient_step, (state.params, state.opt_state), indices)
     state = state._replace(key=key, params=params, opt_state=opt_state, updates=state.updates + 1)

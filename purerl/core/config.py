@@ -19,10 +19,12 @@ def env_params(config: Any) -> Any:
     return env(config).default_params if config.env_params is None else config.env_params
 
 
-def spaces(config: Any) -> tuple[envs.Space, envs.Space]:
+def spaces(config: Any) -> tuple[envs.Space, Any]:
     """Observation and action space; where each env has its own params, those of the first one."""
     environment, params = env(config), env_params(config)
-    first = jax.tree.map(lambda leaf, axis: leaf if axis < 0 else leaf[0], params, envs.params_axes(environment, params, shared=-1))
+    first = jax.tree.map(
+        lambda leaf, axis: leaf if axis < 0 else leaf[0], params, envs.params_axes(environment, params, shared=-1)
+    )
     return environment.observation_space(first), environment.action_space(first)
 
 
@@ -38,7 +40,10 @@ def check(config: Any, actions: tuple[type, ...]) -> None:
     with jax.ensure_compile_time_eval():
         space = environment.action_space(environment.default_params)
     if not isinstance(space, actions):
-        raise ValueError(f"{algorithm} acts in {action_kinds(actions)} action spaces only, but {config.env} has the action space {space}.")
+        raise ValueError(
+            f"{algorithm} acts in {action_kinds(actions)} action spaces only, but {config.env} has the action space "
+            f"{space}."
+        )
     if config.env_params is not None:
         _check_env_params(config, environment)
 

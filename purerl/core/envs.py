@@ -47,8 +47,15 @@ BRAX_BACKENDS = ("spring", "positional", "generalized", "mjx")
 BRAX_EPISODE_LENGTH = 1000
 
 # gymnax returns these grids as floats although every entry is 0 or 1; as bool they take a quarter of the memory.
-_BINARY_OBS = ("Asterix-MinAtar", "Breakout-MinAtar", "Freeway-MinAtar", "Seaquest-MinAtar", "SpaceInvaders-MinAtar")
-_BINARY_OBS += ("Catch-bsuite", "DeepSea-bsuite")
+_BINARY_OBS = (
+    "Asterix-MinAtar",
+    "Breakout-MinAtar",
+    "Freeway-MinAtar",
+    "Seaquest-MinAtar",
+    "SpaceInvaders-MinAtar",
+    "Catch-bsuite",
+    "DeepSea-bsuite",
+)
 
 
 class Discrete:
@@ -87,7 +94,9 @@ class Box:
         bounded = jnp.isfinite(jnp.asarray(self.low)) & jnp.isfinite(jnp.asarray(self.high))
         low, high = jnp.where(bounded, self.low, -1.0), jnp.where(bounded, self.high, 1.0)
         low, high = (jnp.broadcast_to(bound, action.shape) for bound in (low, high))
-        return jnp.where(jnp.broadcast_to(bounded, action.shape), low + (jnp.clip(action, -1, 1) + 1) * (high - low) / 2, action)
+        return jnp.where(
+            jnp.broadcast_to(bounded, action.shape), low + (jnp.clip(action, -1, 1) + 1) * (high - low) / 2, action
+        )
 
 
 Space = Discrete | Box
@@ -107,7 +116,9 @@ class Env(Protocol):
     def reset(self, key: Key[Array, ""], params: Any) -> tuple[Array, Any]:
         """A start state: (obs, state)."""
 
-    def step(self, key: Key[Array, ""], state: Any, action: Array, params: Any) -> tuple[Array, Any, Array, Array, Array]:
+    def step(
+        self, key: Key[Array, ""], state: Any, action: Array, params: Any
+    ) -> tuple[Array, Any, Array, Array, Array]:
         """(obs, state, reward, terminated, truncated) after one action, with no reset of its own.
 
         terminated: the task is over, so nothing follows. truncated: only the clock ran out.
@@ -134,13 +145,19 @@ class Gymnax:
         obs, state = self.env.reset_env(key, params)
         return self._cast(obs), jax.tree.map(jnp.asarray, state)
 
-    def step(self, key: Key[Array, ""], state: Any, action: Array, params: Any) -> tuple[Array, Any, Array, Array, Array]:
+    def step(
+        self, key: Key[Array, ""], state: Any, action: Array, params: Any
+    ) -> tuple[Array, Any, Array, Array, Array]:
         obs, state, reward, terminated, _ = self.env.step_env(key, state, action, params)
         truncated = self.env.is_truncated(state, params)
         return self._cast(obs), state, jnp.asarray(reward, jnp.float32), terminated, truncated
 
     def _cast(self, obs: Array) -> Array:
-        return obs.astype(jnp.bool_) if self.binary_obs else obs.astype(_observation_dtype(obs.dtype, self.env, self.default_params))
+        return (
+            obs.astype(jnp.bool_)
+            if self.binary_obs
+            else obs.astype(_observation_dtype(obs.dtype, self.env, self.default_params))
+        )
 
 
 class Brax:
@@ -167,7 +184,9 @@ class Brax:
         state = _with_system(self.env, params).reset(key)
         return state.obs, (state, jnp.int32(0))
 
-    def step(self, key: Key[Array, ""], state: Any, action: Array, params: Any) -> tuple[Array, Any, Array, Array, Array]:
+    def step(
+        self, key: Key[Array, ""], state: Any, action: Array, params: Any
+    ) -> tuple[Array, Any, Array, Array, Array]:
         brax_state, time = state
         brax_state = _with_system(self.env, params).step(brax_state, action)
         terminated = brax_state.done > 0.5
@@ -185,7 +204,9 @@ def make(env: Any) -> Env:
     these or whose `reset` and `step` disagree with its spaces (the field is named).
     """
     if not isinstance(env, Hashable):
-        raise TypeError(f"env must be hashable, because it is static: {type(env).__name__} defines __eq__ but not __hash__.")
+        raise TypeError(
+            f"env must be hashable, because it is static: {type(env).__name__} defines __eq__ but not __hash__."
+        )
     return _make(env)
 
 
@@ -200,9 +221,15 @@ def _make(env: Any) -> Env:
     if hasattr(env, "unwrapped") and hasattr(env, "observation_size"):
         _check_brax_wrappers(env)
         return Brax(env)
-    missing = [name for name in ("default_params", "observation_space", "action_space", "reset", "step") if not hasattr(env, name)]
+    missing = [
+        name
+        for name in ("default_params", "observation_space", "action_space", "reset", "step")
+        if not hasattr(env, name)
+    ]
     if missing:
-        raise TypeError(f"{env!r} is no environment: it lacks {', '.join(missing)} (purerl.core.envs.Env lists what is needed).")
+        raise TypeError(
+            f"{env!r} is no environment: it lacks {', '.join(missing)} (purerl.core.envs.Env lists what is needed)."
+        )
     check(env)
     return env
 
@@ -238,11 +265,14 @@ def _make_gymnax(name: str) -> Env:
 def _make_brax(name: str) -> Env:
     import brax.envs
 
-    _, robot, backend = (*name.split("/"), "spring")[:3]
+    robot, _, backend = name.removeprefix("brax/").partition("/")
+    backend = backend or BRAX_BACKENDS[0]
     if robot not in brax.envs._envs:
         raise _unknown(name, names())
     if backend not in BRAX_BACKENDS:
-        raise ValueError(f"Brax has no physics backend {backend!r}, in {name!r}: use one of {', '.join(BRAX_BACKENDS)}.")
+        raise ValueError(
+            f"Brax has no physics backend {backend!r}, in {name!r}: use one of {', '.join(BRAX_BACKENDS)}."
+        )
     with jax.ensure_compile_time_eval():
         return Brax(brax.envs.get_environment(robot, backend=backend))
 
@@ -252,8 +282,8 @@ def _check_brax_wrappers(env: Any) -> None:
     while hasattr(layer, "env"):
         if type(layer).__name__ in ("EpisodeWrapper", "AutoResetWrapper", "VmapWrapper"):
             raise TypeError(
-                f"The Brax env comes inside a {type(layer).__name__}; purerl batches, limits and resets episodes itself, "
-                "so make it with brax.envs.get_environment(name), which adds no wrapper."
+                f"The Brax env comes inside a {type(layer).__name__}; purerl batches, limits and resets episodes "
+                "itself, so make it with brax.envs.get_environment(name), which adds no wrapper."
             )
         layer = layer.env
 
@@ -299,13 +329,17 @@ def check(env: Env) -> None:
     action = jax.ShapeDtypeStruct(action_space.shape, action_space.dtype)
     obs, state = _outputs(name, "reset", ("obs", "state"), jax.eval_shape(env.reset, key, params))
     fields = ("obs", "state", "reward", "terminated", "truncated")
-    next_obs, next_state, *signals = _outputs(name, "step", fields, jax.eval_shape(env.step, key, state, action, params))
+    next_obs, next_state, *signals = _outputs(
+        name, "step", fields, jax.eval_shape(env.step, key, state, action, params)
+    )
     _expect(f"{name}.reset: obs", obs, obs_space.shape, obs_space.dtype)
     _expect(f"{name}.step: obs", next_obs, obs_space.shape, obs_space.dtype)
     for field, signal, dtype in zip(fields[2:], signals, ("float32", "bool", "bool"), strict=True):
         _expect(f"{name}.step: {field}", signal, (), jnp.dtype(dtype))
     if jax.tree.structure(state) != jax.tree.structure(next_state):
-        raise TypeError(f"{name}.step: state has another structure than the state of reset: {next_state} against {state}.")
+        raise TypeError(
+            f"{name}.step: state has another structure than the state of reset: {next_state} against {state}."
+        )
     before, after = (jax.tree_util.tree_leaves_with_path(tree) for tree in (state, next_state))
     for (path, leaf), (_, next_leaf) in zip(before, after, strict=True):
         _expect(f"{name}.step: state{jax.tree_util.keystr(path)}", next_leaf, leaf.shape, leaf.dtype)
@@ -368,7 +402,9 @@ def reset(key: Key[Array, ""], env: Env, params: Any, num_envs: int) -> EnvState
     return EnvState(state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 
 
-def step(keys: Key[Array, "N 2"], env: Env, params: Any, env_state: EnvState, action: Array) -> tuple[EnvState, Timestep]:
+def step(
+    keys: Key[Array, "N 2"], env: Env, params: Any, env_state: EnvState, action: Array
+) -> tuple[EnvState, Timestep]:
     """One step of N environments; a finished episode is followed by a new one from a fresh start state.
 
     keys: for each env one key for its step and one for its next start state.
@@ -376,7 +412,9 @@ def step(keys: Key[Array, "N 2"], env: Env, params: Any, env_state: EnvState, ac
     """
     axes = params_axes(env, params)
 
-    def scale_and_step(key: Key[Array, ""], state: Any, action: Array, params: Any) -> tuple[Array, Any, Array, Array, Array]:
+    def scale_and_step(
+        key: Key[Array, ""], state: Any, action: Array, params: Any
+    ) -> tuple[Array, Any, Array, Array, Array]:
         return env.step(key, state, env.action_space(params).from_unit(action), params)
 
     step_env = jax.vmap(scale_and_step, (0, 0, 0, axes))

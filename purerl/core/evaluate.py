@@ -54,7 +54,9 @@ def evaluate(
         act_key, env_key = jax.random.split(jax.random.fold_in(loop_key, time))
         action = act(jax.random.split(act_key, num_episodes), obs)
         keys = jax.random.split(env_key, num_episodes)
-        obs, env_state, reward, terminated, truncated = jax.vmap(env.step, (0, 0, 0, axes))(keys, env_state, action, params)
+        obs, env_state, reward, terminated, truncated = jax.vmap(env.step, (0, 0, 0, axes))(
+            keys, env_state, action, params
+        )
         returns, lengths = returns + jnp.where(done, 0.0, reward), lengths + ~done
         return time + 1, obs, env_state, done | terminated | truncated, returns, lengths
 

@@ -14,7 +14,7 @@ class RunningStats(NamedTuple):
 
     mean: Float[Array, "*item"]
     var: Float[Array, "*item"]
-    count: Float[Array, ""]
+    num: Float[Array, ""]
 
 
 def init_stats(shape: tuple[int, ...]) -> RunningStats:
@@ -29,10 +29,10 @@ def update_stats(stats: RunningStats, batch: Float[Array, "*batch_and_item"]) ->
     """
     batch = batch.reshape(-1, *stats.mean.shape).astype(jnp.float32)
     num = batch.shape[0]
-    count = stats.count + num
+    count = stats.num + num
     shift = batch.mean(0) - stats.mean
     mean = stats.mean + shift * num / count
-    squares = stats.var * stats.count + batch.var(0) * num + jnp.square(shift) * stats.count * num / count
+    squares = stats.var * stats.num + batch.var(0) * num + jnp.square(shift) * stats.num * num / count
     return RunningStats(mean, squares / count, count)
 
 
@@ -53,6 +53,7 @@ class RewardScale(NamedTuple):
 
 
 def init_reward_scale(num_envs: int) -> RewardScale:
+    """Nothing seen yet, and no reward so far in any of the N envs."""
     return RewardScale(init_stats(()), jnp.zeros(num_envs))
 
 

@@ -19,10 +19,10 @@ def linear_schedule(start: Scalar, end: Scalar, fraction: Scalar) -> Array:
 
 
 def shuffled_indices(key: Key[Array, ""], size: int, num_epochs: int, num_minibatches: int) -> Int[Array, "E_M batch"]:
-    """For each epoch a permutation of 0 .. size-1 cut into minibatches: `[num_epochs * num_minibatches, size / num_minibatches]`.
+    """For each epoch a permutation of 0 .. size-1 cut into minibatches: `[epochs * minibatches, size / minibatches]`.
 
     The index rides in the low bits of a random word, so that one sort of plain words shuffles: on CPU a quarter of the
-    time of sorting pairs. Words equal in their random bits keep their order, which moves an index by a few places at most.
+    time of sorting pairs. Words equal in their random bits keep their order, which moves an index by a few places.
     """
     mask = jnp.uint32((1 << (size - 1).bit_length()) - 1)
     words = jax.random.bits(key, (num_epochs, size)) & ~mask | jnp.arange(size, dtype=jnp.uint32)[None]

@@ -38,8 +38,9 @@ class Replay(NamedTuple):
 
 def example(obs_space: Space, action_space: Space) -> Transition:
     """Shapes and dtypes of one transition between these spaces, without batch axis."""
-    obs, action = (jax.ShapeDtypeStruct(space.shape, space.dtype) for space in (obs_space, action_space))
-    return Transition(obs, action, jax.ShapeDtypeStruct((), "float32"), jax.ShapeDtypeStruct((), "bool"), obs)
+    shaped: Any = jax.ShapeDtypeStruct
+    obs, action = (shaped(space.shape, space.dtype) for space in (obs_space, action_space))
+    return Transition(obs, action, shaped((), "float32"), shaped((), "bool"), obs)
 
 
 def num_words(example: Any) -> int:

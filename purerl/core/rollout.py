@@ -35,7 +35,7 @@ class Trajectory(NamedTuple):
 class Episodes(NamedTuple):
     """Account of the episodes that ended: sums over them, never one entry each, so its size is that of one number."""
 
-    count: Int[Array, "*batch"]
+    num: Int[Array, "*batch"]
     return_sum: Float[Array, "*batch"]
     length_sum: Int[Array, "*batch"]
 

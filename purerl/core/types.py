@@ -86,7 +86,9 @@ def _validate_static(name: str, value: Any, default: Any, metadata: Any) -> None
         return
     expected = type(default)
     if type(value) is not expected:
-        raise TypeError(f"{name} must be a Python {expected.__name__}, but is {value!r} of type {type(value).__name__}.")
+        raise TypeError(
+            f"{name} must be a Python {expected.__name__}, but is {value!r} of type {type(value).__name__}."
+        )
     if expected is tuple and default and any(type(entry) is not type(default[0]) for entry in value):
         raise TypeError(f"{name} must be a tuple of Python {type(default[0]).__name__}s, but is {value!r}.")
     if metadata.get("choices") and value not in metadata["choices"]:

@@ -1,0 +1,201 @@
+"""Bad input: one clear sentence that names the field, before anything is traced or compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purerl import dqn, ppo
+from purerl.core import envs
+from tests.toy_envs import Chain
+
+KEY = jax.random.key(0)
+NAN, INF = float("nan"), float("inf")
+
+
+class Unhashable(Chain):
+    __hash__ = None
+
+
+# Algorithm, fields, error, and what its message must contain (a regular expression).
+CASES = {
+    "unknown env": (
+        ppo,
+        {"env": "CartPol-v1"},
+        ValueError,
+        "no environment named 'CartPol-v1'; did you mean CartPole-v1",
+    ),
+    "unknown Brax env": (ppo, {"env": "brax/hoper"}, ValueError, "'brax/hoper'; did you mean brax/hopper"),
+    "unhashable env": (ppo, {"env": Unhashable()}, TypeError, "env must be hashable, .*static.*Unhashable"),
+    "env is no environment": (ppo, {"env": 3}, TypeError, "3 is no environment: it lacks default_params"),
+    "DQN on a Box": (dqn, {"env": "Pendulum-v1"}, ValueError, "dqn acts in discrete .*Pendulum-v1 has .*Box"),
+    "minibatches do not divide the batch": (
+        ppo,
+        {"num_envs": 2, "num_steps": 16, "num_minibatches": 3},
+        ValueError,
+        "num_minibatches = 3 must divide num_envs \\* num_steps = 32",
+    ),
+    "PPO ends before one update": (
+        ppo,
+        {"num_envs": 2, "num_steps": 16, "total_timesteps": 31},
+        ValueError,
+        "total_timesteps = 31 is less than the 32 env steps",
+    ),
+    # 100 transitions before learning, then 5 iterations of 10 steps
+    "DQN ends before one update": (
+        dqn,
+        {"learning_starts": 100, "iterations_per_update": 5, "total_timesteps": 149},
+        ValueError,
+        "total_timesteps = 149 is less than the 150 env steps",
+    ),
+    "buffer smaller than a batch": (
+        dqn,
+        {"buffer_size": 100, "learning_starts": 10, "batch_size": 101},
+        ValueError,
+        "buffer_size = 100 is smaller than batch_size = 101",
+    ),
+    "buffer smaller than learning_starts": (
+        dqn,
+        {"buffer_size": 200, "learning_starts": 201},
+        ValueError,
+        "buffer_size = 200 is smaller than learning_starts .* = 201",
+    ),
+    "buffer smaller than learning_starts once rounded up": (
+        dqn,
+        {"buffer_size": 202, "learning_starts": 201, "num_envs": 4},
+        ValueError,
+        "buffer_size = 202 is smaller than learning_starts .* = 204",
+    ),
+    "buffer smaller than one iteration": (
+        dqn,
+        {"buffer_size": 150, "learning_starts": 10, "num_envs": 16},
+        ValueError,
+        "buffer_size = 150 is smaller than num_envs \\* num_steps = 160",
+    ),
+    "zero envs": (ppo, {"num_envs": 0}, ValueError, "ppo.Config.num_envs must be at least 1, but is 0"),
+    "negative epochs": (ppo, {"num_epochs": -1}, ValueError, "ppo.Config.num_epochs must be at least 1, but is -1"),
+    "zero minibatches": (ppo, {"num_minibatches": 0}, ValueError, "num_minibatches must be at least 1"),
+    "zero steps": (ppo, {"num_steps": 0}, ValueError, "num_steps must be at least 1"),
+    "zero layers wide": (
+        ppo,
+        {"hidden_sizes": (64, 0)},
+        ValueError,
+        "hidden_sizes must be at least 1, but is \\(64, 0\\)",
+    ),
+    "zero gradient steps": (dqn, {"gradient_steps": 0}, ValueError, "dqn.Config.gradient_steps must be at least 1"),
+    "zero learning_starts": (dqn, {"learning_starts": 0}, ValueError, "learning_starts must be at least 1"),
+    "negative buffer": (dqn, {"buffer_size": -5}, ValueError, "buffer_size must be at least 1, but is -5"),
+    "zero target period": (
+        dqn,
+        {"target_update_period": 0},
+        ValueError,
+        "target_update_period must be .*\\[1, inf\\].* 0",
+    ),
+    "float count": (
+        ppo,
+        {"total_timesteps": 1e6},
+        TypeError,
+        "total_timesteps must be a Python int.*1000000.0 of type float",
+    ),
+    "NumPy count": (ppo, {"num_envs": np.int32(4)}, TypeError, "num_envs must be a Python int.*int32"),
+    "bool count": (dqn, {"batch_size": True}, TypeError, "batch_size must be a Python int, but is True of type bool"),
+    "text count": (dqn, {"num_steps": "10"}, TypeError, "num_steps must be a Python int.*'10' of type str"),
+    "count for a switch": (dqn, {"double_q": 1}, TypeError, "double_q must be a Python bool, but is 1"),
+    "list of layers": (ppo, {"hidden_sizes": [64, 64]}, TypeError, "hidden_sizes must be a Python tuple.*of type list"),
+    "one layer bare": (ppo, {"hidden_sizes": 64}, TypeError, "hidden_sizes must be a Python tuple, but is 64"),
+    "float layer": (ppo, {"hidden_sizes": (64, 32.5)}, TypeError, "hidden_sizes must .*int.*32.5"),
+    "text layer": (ppo, {"hidden_sizes": ("64", "64")}, TypeError, "hidden_sizes must .*int.*'64'"),
+    "unknown activation": (ppo, {"activation": "gelu2"}, ValueError, "activation must be one of tanh, relu.*'gelu2'"),
+    "text learning rate": (ppo, {"learning_rate": "1e-3"}, TypeError, "learning_rate must be a number.*'1e-3'"),
+    "gamma above 1": (ppo, {"gamma": 1.01}, ValueError, "ppo.Config.gamma must be .*\\[0, 1\\], but is 1.01"),
+    "gamma below 0": (dqn, {"gamma": -0.1}, ValueError, "dqn.Config.gamma must be .*\\[0, 1\\], but is -0.1"),
+    "lambda above 1": (ppo, {"gae_lambda": 2}, ValueError, "gae_lambda must be .*\\[0, 1\\], but is 2"),
+    "epsilon above 1": (dqn, {"epsilon_start": 1.5}, ValueError, "epsilon_start must be .*\\[0, 1\\], but is 1.5"),
+    "NaN learning rate": (ppo, {"learning_rate": NAN}, ValueError, "learning_rate must be a finite number.*nan"),
+    "infinite learning rate": (dqn, {"learning_rate": INF}, ValueError, "learning_rate must be a finite number.*inf"),
+    "negative learning rate": (
+        dqn,
+        {"learning_rate": -1e-3},
+        ValueError,
+        "learning_rate must be .*\\[0, inf\\].*-0.001",
+    ),
+    "NaN gamma": (dqn, {"gamma": NAN}, ValueError, "gamma must be a finite number.*nan"),
+    "env_params of another make": (
+        ppo,
+        {"env_params": {"gravity": 9.8}},
+        ValueError,
+        "env_params must be made like .*CartPole",
+    ),
+    "unknown field": (ppo, {"lr": 1e-3}, TypeError, "unexpected keyword argument 'lr'"),
+}
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_traced(monkeypatch):
+    """`init` is the first thing that a trace of `train` runs."""
+    traces = [algorithm.train._cache_size() for algorithm in (ppo, dqn)]
+
+    def init(*_):
+        pytest.fail("train was traced")
+
+    for algorithm in (ppo, dqn):
+        monkeypatch.setattr(algorithm, "init", init)
+    yield
+    assert traces == [algorithm.train._cache_size() for algorithm in (ppo, dqn)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case):
+    algorithm, fields, error, said = CASES[case]
+    with pytest.raises(error, match=said) as caught:
+        algorithm.train(KEY, algorithm.Config(**fields))
+    assert "\n" not in str(caught.value)
+    if case not in ("unknown field",):  # Python's own message
+        assert str(caught.value).endswith(".")
+
+
+def test_replace_is_checked_too():
+    with pytest.raises(ValueError, match="num_envs must be at least 1"):
+        ppo.Config().replace(num_envs=0)
+
+
+@pytest.mark.parametrize(("algorithm", "field"), [(ppo, "num_envs"), (ppo, "total_timesteps"), (dqn, "buffer_size")])
+def test_static_fields_refuse_tracers(algorithm, field):
+    def train(value):
+        return algorithm.train(KEY, algorithm.Config(**{field: value}))
+
+    for transform in (jax.vmap, jax.jit):
+        with pytest.raises(
+            TypeError, match=f"{algorithm.__name__.split('.')[-1]}.Config.{field} is static.*Python int"
+        ):
+            transform(train)(jnp.array([8, 16]))
+
+
+def test_env_params_of_another_length():
+    """A leaf with a leading axis is one value per env."""
+    params = envs.make("CartPole-v1").default_params
+    with pytest.raises(ValueError, match=r"env_params has a leaf of shape \(3,\).*num_envs = 4 long"):
+        ppo.Config(num_envs=4, env_params=params.replace(gravity=jnp.ones(3)))
+    ppo.Config(num_envs=3, num_minibatches=3, env_params=params.replace(gravity=jnp.ones(3)))
+
+
+def test_good_input():
+    """The edges of the allowed ranges, and traced values, whose range cannot be known, pass."""
+    ppo.Config(gamma=0, gae_lambda=1, learning_rate=0.0, clip_eps=0.0)
+    ppo.Config(num_envs=2, num_steps=16, num_minibatches=32, total_timesteps=32)
+    dqn.Config(learning_starts=100, iterations_per_update=5, total_timesteps=150, buffer_size=128)
+    config = jax.vmap(lambda gamma: ppo.Config(gamma=gamma))(jnp.array([0.9, 2.0]))
+    np.testing.assert_array_equal(config.gamma, np.float32([0.9, 2.0]))
+    assert ppo.Config(hidden_sizes=()).hidden_sizes == ()
+
+
+def test_derived_sizes():
+    """A remainder below one update is not trained; DQN's prefill counts, rounded up to whole steps of its envs."""
+    config = ppo.Config(num_envs=2, num_steps=16, total_timesteps=127)
+    assert config.num_updates == 3 and config.env_steps(3) == 96
+    config = dqn.Config(
+        num_envs=4, num_steps=2, iterations_per_update=5, learning_starts=10, batch_size=4, total_timesteps=100
+    )
+    # prefill: 3 steps of 4 envs = 12; an update: 5 * 2 * 4 = 40
+    assert [config.env_steps(n) for n in range(3)] == [12, 52, 92]
+    assert config.num_updates == 2

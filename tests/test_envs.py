@@ -1,0 +1,301 @@
+"""Stepping, ending and restarting of environments; the adapters; what is said of environments that are wrong."""
+
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purerl import ppo
+from purerl.core import envs, rollout
+from tests.toy_envs import BROKEN, Chain
+
+KEY = jax.random.key(0)
+CHAIN = Chain()
+# Walking right: the first env terminates after 3 steps, the second is truncated after 4, the third is both after 3.
+PARAMS = {"goal": jnp.array([3, 9, 3]), "limit": jnp.array([9, 4, 3])}
+STEPS = 9
+
+reset = jax.jit(envs.reset, static_argnums=(1, 3))
+step = jax.jit(envs.step, static_argnums=1)
+unroll = jax.jit(rollout.unroll, static_argnums=(1, 4, 5))
+
+
+@pytest.fixture(scope="module")
+def walk():
+    """Nine steps to the right in the three envs of PARAMS: (first state, last state, trajectory, episodes)."""
+    start = reset(KEY, CHAIN, PARAMS, 3)
+
+    def right(key, obs):
+        return jnp.ones(3, jnp.int32)
+
+    return start, *unroll(KEY, CHAIN, PARAMS, start, right, STEPS)
+
+
+def test_terminated_and_truncated(walk):
+    trajectory = walk[2]
+    # steps 1..9; the episodes are 3, 4 and 3 steps long
+    np.testing.assert_array_equal(np.nonzero(trajectory.terminated[:, 0])[0], [2, 5, 8])
+    np.testing.assert_array_equal(np.nonzero(trajectory.truncated[:, 1])[0], [3, 7])
+    np.testing.assert_array_equal(np.nonzero(trajectory.terminated[:, 2])[0], [2, 5, 8])
+    np.testing.assert_array_equal(np.nonzero(trajectory.truncated[:, 2])[0], [2, 5, 8])
+    assert not trajectory.truncated[:, 0].any() and not trajectory.terminated[:, 1].any()
+    np.testing.assert_array_equal(trajectory.done, trajectory.terminated | trajectory.truncated)
+
+
+def test_final_obs_is_before_the_reset(walk):
+    """It is where the action led; the next obs is the same one, or after an end a first one."""
+    _, last, trajectory, _ = walk
+    obs, final_obs, done = (np.asarray(x) for x in (trajectory.obs, trajectory.final_obs, trajectory.done))
+    np.testing.assert_array_equal(final_obs[..., 0], obs[..., 0] + 1)
+    np.testing.assert_array_equal(final_obs[..., 2], obs[..., 2])
+    np.testing.assert_array_equal(final_obs[done][:, 0], [3, 3, 4, 3, 3, 4, 3, 3])
+    next_obs = np.concatenate([obs[1:], np.asarray(last.obs)[None]])
+    np.testing.assert_array_equal(next_obs[~done], final_obs[~done])
+    np.testing.assert_array_equal(next_obs[done][:, :2], np.zeros((8, 2)))
+    np.testing.assert_array_equal(trajectory.reward, final_obs[..., 0])
+
+
+def test_every_episode_starts_afresh(walk):
+    """Every start, first and later, of whatever env, has a label of its own, and another key gives other labels."""
+    start, last, trajectory, _ = walk
+    obs = np.concatenate([np.asarray(trajectory.obs), np.asarray(last.obs)[None]])
+    labels = obs[obs[..., 1] == 0][:, 2]
+    assert len(labels) == 3 + 8 == len(np.unique(labels))
+    assert not np.isin(reset(jax.random.key(1), CHAIN, PARAMS, 3).obs[:, 2], start.obs[:, 2]).any()
+    np.testing.assert_array_equal(reset(KEY, CHAIN, PARAMS, 3).obs, start.obs)
+
+
+def test_account_of_episodes(walk):
+    """Six episodes of return 1 + 2 + 3 = 6 and length 3, two of return 10 and length 4."""
+    _, last, _, episodes = walk
+    assert episodes.count == 8
+    metrics = episodes.metrics()
+    assert metrics["episodes"] == 8
+    assert metrics["episode_return"] == pytest.approx((6 * 6 + 2 * 10) / 8)
+    assert metrics["episode_length"] == pytest.approx((6 * 3 + 2 * 4) / 8)
+    # The second env is one step into its third episode, the others are at a start.
+    np.testing.assert_array_equal(last.episode_return, [0, 1, 0])
+    np.testing.assert_array_equal(last.episode_length, [0, 1, 0])
+    no_episodes = rollout.Episodes(jnp.int32(0), jnp.float32(0), jnp.int32(0)).metrics()
+    assert no_episodes["episodes"] == 0 and np.isnan(no_episodes["episode_return"])
+
+
+def test_timestep_counts_its_own_step(walk):
+    """The return and length that a step reports include its reward, also where the episode ends with it."""
+    start = walk[0]
+    keys = jax.random.split(KEY, (3, 2))
+    state = start._replace(state=(jnp.full(3, 2), jnp.full(3, 2), start.state[2]), episode_return=jnp.full(3, 3.0))
+    state, timestep = step(keys, CHAIN, PARAMS, state._replace(episode_length=jnp.full(3, 2)), jnp.ones(3, jnp.int32))
+    np.testing.assert_array_equal(timestep.done, [True, False, True])
+    np.testing.assert_array_equal(timestep.episode_return, [6, 6, 6])
+    np.testing.assert_array_equal(timestep.episode_length, [3, 3, 3])
+    np.testing.assert_array_equal(state.episode_return, [0, 6, 0])
+
+
+def test_transitions(walk):
+    """The oldest step first, the envs of one step side by side, and no trace of the reset."""
+    trajectory = walk[2]
+    flat = rollout.transitions(trajectory)
+    assert flat.obs.shape == (STEPS * 3, 3) and flat.reward.shape == (STEPS * 3,)
+    np.testing.assert_array_equal(flat.obs[3 * 2 + 1], trajectory.obs[2, 1])
+    np.testing.assert_array_equal(flat.final_obs[3 * 2 + 1], trajectory.final_obs[2, 1])
+    np.testing.assert_array_equal(flat.reward[:6], [1, 1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(flat.terminated.reshape(STEPS, 3), trajectory.terminated)
+
+
+def test_gymnax_adapter_is_gymnax():
+    """100 steps of 16 CartPoles give the numbers of gymnax's own step with the same keys, new starts included."""
+    import gymnax
+
+    original, params = gymnax.make("CartPole-v1")
+    params = params.replace(max_steps_in_episode=14)  # some episodes are cut by the clock, some fall, some both
+    env = envs.make("CartPole-v1")
+    keys = jax.random.split(KEY, (100, 16))
+    actions = jax.random.bernoulli(KEY, 0.5, (100, 16)).astype(jnp.int32)
+    own = reset(KEY, env, params, 16)
+    obs, theirs = jax.jit(jax.vmap(original.reset_env, (0, None)))(jax.random.split(KEY, 16), params)
+    np.testing.assert_array_equal(own.obs, obs)
+
+    def step_both(states, inputs):
+        keys, action = inputs
+        own, timestep = step(jax.vmap(jax.random.split)(keys), env, params, states[0], action)
+        obs, theirs, *rest = jax.vmap(original.step, (0, 0, 0, None))(keys, states[1], action, params)
+        return (own, theirs), (
+            (own.obs, own.state, *timestep[:4]),
+            (obs, theirs, *rest[:3], rest[3]["final_observation"]),
+        )
+
+    _, (ours, expected) = jax.lax.scan(step_both, (own, jax.tree.map(jnp.asarray, theirs)), (keys, actions))
+    # Two programs may round differently; flags and counters are exact all the same.
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-5), ours, expected)
+    terminated, truncated = ours[3:5]
+    assert (terminated & ~truncated).any() and (truncated & ~terminated).any() and (terminated & truncated).any()
+
+
+QUICK = ("Breakout-MinAtar", "Catch-bsuite")  # the others compile for seconds
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in envs._BINARY_OBS]
+)
+def test_bits_lose_nothing(name):
+    """An observation handed on as bits is the one that gymnax gave as floats: no entry but 0 and 1."""
+    env = envs.make(name)
+    params = env.default_params
+    assert env.observation_space(params).dtype == bool
+    floats = jax.jit(jax.vmap(env.env.reset_env, (0, None)))(jax.random.split(KEY, 8), params)[0]
+    start = reset(KEY, env, params, 8)
+    np.testing.assert_array_equal(start.obs, floats)
+
+    def step_both(state, keys):
+        action = env.action_space(params).sample(keys[0], 8)
+        floats = jax.vmap(env.env.step_env, (0, 0, 0, None))(keys, state, action, params)[0]
+        bits, state, *_ = jax.vmap(env.step, (0, 0, 0, None))(keys, state, action, params)
+        return state, (bits, floats)
+
+    bits, floats = jax.lax.scan(step_both, start.state, jax.random.split(KEY, (50, 8)))[1]
+    assert bits.dtype == bool and floats.dtype == jnp.float32
+    np.testing.assert_array_equal(bits, floats)
+
+
+def test_params_per_env():
+    """From the same state, by the same action, each cart is pushed with its own force."""
+    env = envs.make("CartPole-v1")
+    params = env.default_params.replace(force_mag=jnp.array([10.0, 20.0, -10.0]))
+    state = reset(KEY, env, params, 3)
+    state = jax.tree.map(jnp.zeros_like, state)  # upright and at rest, so that velocity is proportional to force
+    keys = jax.random.split(KEY, (3, 2))
+    velocity = step(keys, env, params, state, jnp.ones(3, jnp.int32))[0].obs[:, 1]
+    assert velocity[0] > 0
+    np.testing.assert_allclose(velocity, velocity[0] * np.array([1, 2, -1]), rtol=1e-5)
+    shared = step(keys, env, env.default_params, state, jnp.ones(3, jnp.int32))[0].obs[:, 1]
+    np.testing.assert_allclose(shared, np.full(3, velocity[0]), rtol=1e-6)
+
+
+def test_box_from_unit():
+    """Clipped to [-1, 1], scaled to the bounds; a dimension without both bounds passes as it is."""
+    box = envs.Box(np.array([-2.0, 0.0, -np.inf, 0.0]), np.array([2.0, 10.0, np.inf, np.inf]), (4,))
+    action = jnp.array([[-1.0, 1.0, 5.0, -5.0], [0.0, 0.0, -3.0, 0.5], [7.0, -7.0, 0.5, 2.0]])
+    expected = [[-2.0, 10.0, 5.0, -5.0], [0.0, 5.0, -3.0, 0.5], [2.0, 0.0, 0.5, 2.0]]
+    np.testing.assert_allclose(jax.jit(box.from_unit)(action), expected, rtol=1e-6)
+    np.testing.assert_allclose(envs.Box(1.0, 3.0, (2,)).from_unit(jnp.array([-0.5, 2.0])), [1.5, 3.0], rtol=1e-6)
+    np.testing.assert_array_equal(envs.Discrete(3).from_unit(jnp.array([2, 0])), [2, 0])
+
+
+def test_space_samples():
+    draws = np.asarray(envs.Box(-5.0, 5.0, (2,)).sample(KEY, 500))
+    assert draws.shape == (500, 2) and np.abs(draws).max() <= 1
+    assert (draws.min(0) < -0.9).all() and (draws.max(0) > 0.9).all()
+    assert set(np.asarray(envs.Discrete(3).sample(KEY, 100))) == {0, 1, 2}
+
+
+def test_step_scales_actions():
+    """A torque of 1 on the unit scale is Pendulum's own limit of 2."""
+    env = envs.make("Pendulum-v1")
+    state = reset(KEY, env, env.default_params, 1)
+    keys = jax.random.split(KEY, (1, 2))
+    stepped = step(keys, env, env.default_params, state, jnp.ones((1, 1)))[0]
+    first = jax.tree.map(lambda x: x[0], state.state)
+    expected = jax.jit(env.step)(keys[0, 0], first, jnp.array([2.0]), env.default_params)[0]
+    np.testing.assert_allclose(stepped.obs[0], expected, rtol=1e-6)
+
+
+def test_every_gymnax_name_keeps_the_contract():
+    """Traced only; nothing runs."""
+    known = [name for name in envs.names() if not name.startswith("brax/")]
+    assert len(known) > 20 and "CartPole-v1" in known
+    failures = {}
+    with jax.numpy_rank_promotion("allow"):  # gymnax's Swimmer relies on it
+        for name in known:
+            try:
+                envs.check(envs.make(name))
+            except Exception as error:
+                failures[name] = error
+    assert not failures
+
+
+def test_brax():
+    """brax/fast accelerates by 0.02 * 0.02 a step: positions 0.0004 * (1, 3, 6), which are also the rewards."""
+    import brax.envs
+
+    env = envs.make("brax/fast")
+    assert env.episode_length == 1000
+    envs.check(env)
+    env = envs.Brax(brax.envs.get_environment("fast"), episode_length=3)
+    assert envs.make(env) is env
+    state = reset(KEY, env, env.default_params, 2)
+
+    def forward(key, obs):
+        return jnp.ones((2, 1))
+
+    state, trajectory, episodes = unroll(KEY, env, env.default_params, state, forward, 5)
+    cycle = np.array([1, 3, 6, 1, 3]) * 4e-4
+    np.testing.assert_allclose(trajectory.reward, np.stack([cycle] * 2, axis=1), rtol=1e-5)
+    np.testing.assert_array_equal(
+        trajectory.truncated, [[False] * 2, [False] * 2, [True] * 2, [False] * 2, [False] * 2]
+    )
+    assert not trajectory.terminated.any()
+    assert episodes.count == 2 and episodes.length_sum == 6
+    assert isinstance(envs.make(brax.envs.get_environment("fast")), envs.Brax)
+
+    with pytest.raises(TypeError, match="EpisodeWrapper"):
+        envs.make(brax.envs.create("fast", auto_reset=False))
+    with pytest.raises(TypeError, match="dictionary"):
+        envs.make(brax.envs.get_environment("fast", obs_mode="dict_state"))
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("CartPol-v1", "CartPole-v1"),
+        ("cartpole", "CartPole-v1"),
+        ("brax/hoper", "brax/hopper"),
+        ("brax/hopper/foo", "no physics backend 'foo'.*spring"),
+        ("0123456789", "known: .*CartPole-v1.*brax/ant"),
+    ],
+)
+def test_unknown_names(name, said):
+    with pytest.raises(ValueError, match=said):
+        envs.make(name)
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_wrong_envs_are_told_where(case):
+    env, said = BROKEN[case]
+    with pytest.raises(TypeError, match=f"^Broken.{said}"):
+        envs.make(env)
+
+
+def test_wrong_objects():
+    class Short(Chain):
+        def step(self, key, state, action, params):
+            return super().step(key, state, action, params)[:4]
+
+    class Spaceless(Chain):
+        def action_space(self, params):
+            return 2
+
+    with pytest.raises(TypeError, match=r"Short.step must return the 5 values \(obs, state, reward"):
+        envs.make(Short())
+    with pytest.raises(TypeError, match=r"Spaceless: a space must be .*Discrete or Box, but is 2"):
+        envs.make(Spaceless())
+    with pytest.raises(TypeError, match="lacks default_params, observation_space, action_space, reset, step"):
+        envs.make(3)
+    with pytest.raises(TypeError, match=r"env must be hashable.*list"):
+        envs.make([])
+    envs.make(CHAIN)  # and the right one passes
+
+
+def test_docstring_example():
+    """The Corridor of the module's docstring, as it stands there, is an environment that PPO trains on."""
+    source = envs.__doc__[envs.__doc__.index("    class Corridor:") :]
+    namespace = {"Box": envs.Box, "Discrete": envs.Discrete, "jnp": jnp}
+    exec(textwrap.dedent(source), namespace)
+    corridor = namespace["Corridor"]()
+    envs.check(corridor)
+    small = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "num_epochs": 1, "hidden_sizes": (8,)}
+    result = ppo.train(KEY, ppo.Config(env=corridor, total_timesteps=32, **small))
+    assert result.state.updates == 2
+    assert np.isfinite(result.metrics["value_loss"]).all() and (result.metrics["grad_norm"] > 0).all()

@@ -1,0 +1,134 @@
+"""The equations of each algorithm: hand-computed numbers, and gradients by finite differences."""
+
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from purerl import dqn, ppo
+from purerl.core.distributions import Categorical
+from purerl.core.replay import Transition
+from tests import tiny
+
+
+def batch_of_ppo(config: Any, size: int = 6) -> ppo.Batch:
+    rng = np.random.default_rng(0)
+    floats = [jnp.asarray(rng.normal(size=size), jnp.float32) for _ in range(4)]
+    obs, action = rng.normal(size=(size, 4)), rng.integers(0, 2, size)
+    log_prob = jnp.log(0.5) + 0.02 * floats[0]
+    return ppo.Batch(jnp.asarray(obs, jnp.float32), jnp.asarray(action), log_prob, *floats[1:])
+
+
+def test_ppo_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two samples; the policy now takes action 0 with 3/4, and took it with 1/2: ratios 3/2 and 1/2.
+
+    Advantages 1 and -1 are standardised already. clip_eps = 0.2 gives
+      min(1.5 * 1, 1.2 * 1) = 1.2 and min(0.5 * -1, 0.8 * -1) = -0.8, so the policy loss is -(1.2 - 0.8) / 2 = -0.2.
+    Values 2 and 0 against targets 1 and 0.5; they were 1.5 and 0, so clipping lets the first move to 1.7 only:
+      max((2 - 1)^2, (1.7 - 1)^2) = 1 and max(0.25, 0.25) = 0.25, so the value loss is (1 + 0.25) / 2 / 2 = 0.3125.
+    Entropy of (3/4, 1/4): -(0.75 log 0.75 + 0.25 log 0.25) = 0.5623351446.
+    """
+    monkeypatch.setattr(
+        ppo, "distribution", lambda params, obs, config: Categorical(jnp.log(jnp.array([[0.75, 0.25]] * 2)))
+    )
+    monkeypatch.setattr(ppo, "critic", lambda params, obs, config: jnp.array([2.0, 0.0]))
+    batch = ppo.Batch(
+        obs=jnp.zeros((2, 4)),
+        action=jnp.array([0, 1]),
+        log_prob=jnp.log(jnp.array([0.5, 0.5])),
+        value=jnp.array([1.5, 0.0]),
+        advantage=jnp.array([1.0, -1.0]),
+        value_target=jnp.array([1.0, 0.5]),
+    )
+    config = tiny.config(ppo, vf_coef=0.5, ent_coef=0.01, clip_value=True)
+    total, metrics = ppo.loss(None, batch, 0.2, config)
+    np.testing.assert_allclose(metrics["policy_loss"], -0.2, rtol=1e-5)
+    np.testing.assert_allclose(metrics["value_loss"], 0.3125, rtol=1e-5)
+    np.testing.assert_allclose(metrics["entropy"], 0.5623351, rtol=1e-5)
+    np.testing.assert_allclose(total, -0.2 + 0.5 * 0.3125 - 0.01 * 0.5623351, rtol=1e-5)
+    np.testing.assert_allclose(metrics["clip_fraction"], 1.0)
+    # E[r - 1 - log r] = ((0.5 - log 1.5) + (-0.5 - log 0.5)) / 2
+    np.testing.assert_allclose(metrics["approx_kl"], (0.5 - np.log(1.5) - 0.5 - np.log(0.5)) / 2, rtol=1e-5)
+
+
+def test_ppo_clipped_value_counts_the_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The value moved from 0 to 1, its target; clipped to 0.2 it is 0.8 short, and that error counts: 0.64 / 2."""
+    monkeypatch.setattr(ppo, "distribution", lambda params, obs, config: Categorical(jnp.zeros((1, 2))))
+    monkeypatch.setattr(ppo, "critic", lambda params, obs, config: jnp.array([1.0]))
+    one = jnp.ones(1)
+    batch = ppo.Batch(jnp.zeros((1, 4)), jnp.array([0]), jnp.log(one / 2), 0 * one, 0 * one, one)
+    losses = [ppo.loss(None, batch, 0.2, tiny.config(ppo, clip_value=clip))[1]["value_loss"] for clip in (True, False)]
+    np.testing.assert_allclose(losses, [0.32, 0.0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "double_q, expected", [(False, [1 + 0.9 * 7, 2.0, 3 + 0.9 * 7]), (True, [1 + 0.9 * 4, 2.0, 3 + 0.9 * 4])]
+)
+def test_dqn_target_by_hand(double_q: bool, expected: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of final_obs the target network says Q = (4, 7), the current one (6, 5), gamma = 0.9.
+
+    Plain: max (4, 7) = 7. Double: the current network prefers action 0, which the target network values 4.
+    The second transition terminated, so nothing follows. The third is a time limit: stored as not terminated.
+    """
+    monkeypatch.setattr(dqn, "q_values", lambda params, obs, config: jnp.tile(params, (obs.shape[0], 1)))
+    batch = Transition(
+        obs=jnp.zeros((3, 4)),
+        action=jnp.zeros(3, jnp.int32),
+        reward=jnp.array([1.0, 2.0, 3.0]),
+        terminated=jnp.array([False, True, False]),
+        final_obs=jnp.zeros((3, 4)),
+    )
+    config = tiny.config(dqn, gamma=0.9, double_q=double_q)
+    target = dqn.td_target(jnp.array([[6.0, 5.0]]), jnp.array([[4.0, 7.0]]), batch, config)
+    np.testing.assert_allclose(target, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("huber, expected", [(False, (0.125 + 4.5) / 2), (True, (0.125 + 2.5) / 2)])
+def test_dqn_loss_by_hand(huber: bool, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Errors 0.5 and 3: squared, 0.125 and 4.5; Huber, 0.125 and 3 - 0.5 = 2.5."""
+    monkeypatch.setattr(dqn, "q_values", lambda params, obs, config: jnp.array([[0.5, 9.0], [9.0, 3.0]]))
+    batch = Transition(jnp.zeros((2, 4)), jnp.array([0, 1]), jnp.zeros(2), jnp.zeros(2, bool), jnp.zeros((2, 4)))
+    total, _ = dqn.loss(None, jnp.zeros(2), batch, tiny.config(dqn, huber=huber))
+    np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def test_epsilon_greedy_frequencies() -> None:
+    """With epsilon 0.3 and three actions the greedy one has 0.7 + 0.1, the others 0.1 each; 20,000 draws, 5 sigma."""
+    q = jnp.tile(jnp.array([0.0, 2.0, 1.0]), (20_000, 1))
+    action = dqn.epsilon_greedy(jax.random.key(0), q, 0.3)
+    frequencies = np.bincount(action, minlength=3) / action.size
+    np.testing.assert_allclose(frequencies, [0.1, 0.8, 0.1], atol=5 * np.sqrt(0.16 / 20_000))
+
+
+def test_target_network_stands_still_between_copies() -> None:
+    """Period 3: two gradient steps leave the target alone, the third copies the parameters."""
+    config = tiny.config(dqn, target_update_period=3)
+    state = jax.jit(dqn.init)(jax.random.key(0), config)
+    step = jax.jit(dqn.gradient_step)
+    states = [state]
+    for i in range(3):
+        states.append(step(jax.random.key(i), states[-1], config)[0])
+    tiny.assert_same_bits(states[2].target_params, state.params)
+    tiny.assert_same_bits(states[3].target_params, states[3].params)
+
+
+def ppo_loss(config: Any) -> tuple[Any, Any]:
+    params = ppo.init(jax.random.key(0), config).params
+    return lambda params: ppo.loss(params, batch_of_ppo(config), 0.2, config)[0], params
+
+
+def dqn_loss(config: Any) -> tuple[Any, Any]:
+    obs, action = jnp.full((5, 4), 0.5), jnp.array([0, 1, 1, 0, 1])
+    batch = Transition(obs, action, jnp.ones(5), jnp.zeros(5, bool), -obs)
+    params = dqn.init(jax.random.key(0), config).params
+    return lambda params: dqn.loss(params, jnp.arange(5.0), batch, config)[0], params
+
+
+@pytest.mark.parametrize("algorithm, make", [(ppo, ppo_loss), (dqn, dqn_loss)], ids=["ppo", "dqn"])
+def test_gradients_by_finite_differences(algorithm: ModuleType, make: Any) -> None:
+    loss, params = make(tiny.config(algorithm, hidden_sizes=(4,), activation="tanh"))
+    check_grads(jax.jit(loss), (params,), order=1, modes=["rev"], eps=1e-2, atol=1e-2, rtol=1e-2)

@@ -1,0 +1,106 @@
+"""Initialisation, encoding of observations, and network shapes."""
+
+import re
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purerl import dqn, ppo
+from purerl.core import networks
+from purerl.core.envs import Box, Discrete
+
+KEY = jax.random.key(0)
+SHAPES = {"tall": (64, 8), "wide": (8, 64), "square": (32, 32), "conv": (3, 3, 4, 16), "row": (1, 5), "one": (1, 1)}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_orthogonal(shape):
+    """W W^T = scale^2 I on the shorter side."""
+    draw = jax.jit(jax.vmap(lambda key: networks.orthogonal(2.0)(key, shape)))
+    for kernel in np.asarray(draw(jax.random.split(KEY, 3)), np.float64):
+        matrix = kernel.reshape(-1, shape[-1])
+        matrix = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+        np.testing.assert_allclose(matrix @ matrix.T, 4 * np.eye(len(matrix)), atol=4e-3)
+
+
+def test_orthogonal_draws_differ():
+    draw = jax.jit(lambda key: networks.orthogonal(1.0)(key, (4, 4)))
+    assert np.abs(draw(KEY) - draw(jax.random.key(1))).max() > 0.1
+
+
+def test_encode():
+    np.testing.assert_array_equal(networks.encode(jnp.array([2, 0]), Discrete(3)), [[0, 0, 1], [1, 0, 0]])
+    pixels = networks.encode(jnp.array([[0, 51, 255]], jnp.uint8), Box(0, 255, (3,), jnp.uint8))
+    np.testing.assert_allclose(pixels, [[0, 0.2, 1]], rtol=1e-6)
+    bits = networks.encode(jnp.array([[True, False]]), Box(False, True, (2,), jnp.bool_))
+    np.testing.assert_array_equal(bits, [[1, 0]])
+    numbers = networks.encode(jnp.array([[-300.0, 2.5]]), Box(-jnp.inf, jnp.inf, (2,)))
+    np.testing.assert_array_equal(numbers, [[-300, 2.5]])
+    assert all(x.dtype == jnp.float32 for x in (pixels, bits, numbers))
+
+
+def test_dense_network():
+    """Every entry of the observation counts, whatever its axes; the head has its own scale; layer_norm adds norms."""
+    network = networks.Network((16, 8), "tanh", 3, head_scale=0.01)
+    params = jax.jit(network.init)(KEY, jnp.zeros((1, 2, 5)))["params"]
+    assert {name: layer["kernel"].shape for name, layer in params.items()} == {
+        "Dense_0": (10, 16), "Dense_1": (16, 8), "Dense_2": (8, 3)
+    }  # fmt: skip
+    np.testing.assert_allclose(jnp.linalg.norm(params["Dense_2"]["kernel"], axis=0), 0.01 * np.ones(3), rtol=1e-3)
+    np.testing.assert_allclose(jnp.linalg.norm(params["Dense_1"]["kernel"], axis=0), 2**0.5 * np.ones(8), rtol=1e-3)
+    assert network.apply({"params": params}, jnp.ones((7, 2, 5))).shape == (7, 3)
+    normed = networks.Network((16, 8), "tanh", 3, layer_norm=True)
+    assert {"LayerNorm_0", "LayerNorm_1"} <= jax.eval_shape(normed.init, KEY, jnp.zeros((1, 2, 5)))["params"].keys()
+
+
+def test_image_network():
+    """3 x 3 convolution of 16 channels without padding: 10 x 10 x 4 becomes 8 x 8 x 16."""
+    network = networks.Network((8,), "relu", 3)
+    params = jax.eval_shape(network.init, KEY, jnp.zeros((1, 10, 10, 4)))["params"]
+    assert params["Conv_0"]["kernel"].shape == (3, 3, 4, 16)
+    assert params["Dense_0"]["kernel"].shape == (8 * 8 * 16, 8)
+    output = jax.eval_shape(network.apply, {"params": params}, jnp.ones((2, 10, 10, 4)))
+    assert output.shape == (2, 3) and output.dtype == jnp.float32
+
+
+LAPACK = re.compile(r"= ((?:qr|geqrf|geqp3|householder|svd|cholesky|lu|eig|schur|triangular_solve|hessenberg)\w*)\b")
+
+
+def lapack_calls(function, *args):
+    """LAPACK primitives in a traced function; a printed jaxpr shows those inside it as well."""
+    return LAPACK.findall(str(jax.make_jaxpr(function)(*args)))
+
+
+def test_lapack_calls_are_found():
+    """The search itself: jax's own orthogonal initialiser uses QR."""
+    assert lapack_calls(jax.jit(jax.vmap(lambda key: jax.nn.initializers.orthogonal()(key, (4, 4)))), KEY[None])
+    for function in (jnp.linalg.svd, jnp.linalg.cholesky, jnp.linalg.inv, jnp.linalg.eigh):
+        assert lapack_calls(function, jnp.eye(3))
+
+
+@pytest.mark.parametrize("algorithm", [ppo, dqn])
+@pytest.mark.parametrize("env", ["CartPole-v1", "Breakout-MinAtar"])
+def test_init_makes_no_lapack_calls(algorithm, env):
+    """Batched LAPACK calls can deadlock on CPU, and vmap over seeds batches whatever init calls."""
+    small = {"learning_starts": 8, "buffer_size": 128} if algorithm is dqn else {}
+    assert not lapack_calls(algorithm.init, KEY, algorithm.Config(env=env, **small))
+
+
+def test_vmapped_init_finishes():
+    """64 seeds of six 64 x 64 layers, which hung with QR; in a process of its own, since a hang cannot be caught."""
+    program = """
+        import jax, jax.numpy as jnp
+        from purerl.core.networks import Network
+        network = Network((64,) * 6, "tanh", 2)
+        init = jax.jit(jax.vmap(lambda key: network.init(key, jnp.zeros((1, 64)))))
+        kernel = init(jax.random.split(jax.random.key(0), 64))["params"]["Dense_5"]["kernel"]
+        print(kernel.shape, bool(jnp.isfinite(kernel).all()))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, timeout=120, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "(64, 64, 64) True", done.stderr

@@ -1,0 +1,73 @@
+"""Clipping, schedules and shuffling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from purerl.core import optimize
+
+
+@jax.jit
+def first_update(grads, learning_rate, max_grad_norm):
+    """Adam's first step is -lr g / (|g| + eps) of the clipped g; eps = 1 makes the size of g visible."""
+    optimizer = optimize.adam(learning_rate, max_grad_norm, eps=1.0)
+    return optimizer.update(grads, optimizer.init(grads), grads)[0]
+
+
+def test_clipping_by_global_norm():
+    """The norm of (3, 4) over two leaves is 5, so 1 at most leaves (0.6, 0.8); leaf by leaf it would be (1, 1)."""
+    updates = first_update({"a": jnp.array([3.0]), "b": jnp.array([[4.0]])}, 2.0, 1.0)
+    np.testing.assert_allclose(updates["a"], [-2 * 0.6 / 1.6], rtol=1e-5)
+    np.testing.assert_allclose(updates["b"], [[-2 * 0.8 / 1.8]], rtol=1e-5)
+
+
+def test_small_gradients_pass():
+    """The norm of (0.3, -0.4) is 0.5 < 1."""
+    updates = first_update({"a": jnp.array([0.3]), "b": jnp.array([-0.4])}, 1.0, 1.0)
+    np.testing.assert_allclose(updates["a"], [-0.3 / 1.3], rtol=1e-5)
+    np.testing.assert_allclose(updates["b"], [0.4 / 1.4], rtol=1e-5)
+
+
+def test_adam_under_vmap():
+    """Learning rate and norm may be traced: one optimiser a seed."""
+    grads = {"a": jnp.array([3.0, 4.0])}
+    rates, norms = jnp.array([1.0, 2.0, 1.0]), jnp.array([1.0, 1.0, 10.0])
+    updates = jax.vmap(lambda rate, norm: first_update(grads, rate, norm))(rates, norms)["a"]
+    expected = [[-0.375, -0.8 / 1.8], [-0.75, -1.6 / 1.8], [-3 / 4, -4 / 5]]
+    np.testing.assert_allclose(updates, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(0.0, 1.0), (0.25, 0.8), (0.5, 0.6), (1.0, 0.2), (1.5, 0.2), (-0.5, 1.0)]
+)
+def test_linear_schedule(fraction, expected):
+    assert optimize.linear_schedule(1.0, 0.2, fraction) == pytest.approx(expected)
+
+
+def test_linear_schedule_ends_exactly():
+    assert optimize.linear_schedule(3.0, 1.0, 0.0) == 3.0
+    assert optimize.linear_schedule(3.0, 1.0, 1.0) == 1.0
+
+
+@pytest.mark.parametrize(("size", "num_minibatches"), [(1, 1), (12, 3), (16, 4), (1000, 8)])
+def test_each_epoch_is_a_permutation(size, num_minibatches):
+    indices = optimize.shuffled_indices(jax.random.key(0), size, 3, num_minibatches)
+    assert indices.shape == (3 * num_minibatches, size // num_minibatches)
+    epochs = np.asarray(indices).reshape(3, size)
+    np.testing.assert_array_equal(np.sort(epochs, axis=1), np.tile(np.arange(size), (3, 1)))
+    if size > 1:
+        assert len(np.unique(epochs, axis=0)) == 3
+        assert (epochs != np.arange(size)).any(axis=1).all()
+
+
+def test_shuffles_are_uniform():
+    """Every index is equally often at every place, and each of the 720 orders of 6 is equally often drawn."""
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    orders = np.asarray(jax.vmap(lambda key: optimize.shuffled_indices(key, 6, 1, 2))(keys)).reshape(-1, 6)
+    for place in range(6):
+        assert stats.chisquare(np.bincount(orders[:, place], minlength=6)).pvalue > 1e-4
+    counts = np.unique(orders @ 6 ** np.arange(6), return_counts=True)[1]
+    assert len(counts) == 720
+    assert stats.chisquare(counts).pvalue > 1e-4

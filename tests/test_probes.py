@@ -1,0 +1,88 @@
+"""Learning on an environment whose values are known in closed form.
+
+Three situations in one env, told apart by the observation, at discount 1/2:
+
+- choice: action 1 pays 1, action 0 pays nothing; then the episode terminates.    Q = action, V = 1
+- delay, then arrival: nothing, then 1, then the episode terminates.              V = 1/2, then 1
+- endless: 1 a step for ever, but the clock truncates the episode after 3 steps.  V = 1 + 1/2 + 1/4 + ... = 2
+
+A learner that takes a time limit for an end values the endless situation between 1 and 1.75.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purerl import dqn, ppo
+from purerl.core.envs import Box, Discrete
+
+CHOICE, DELAY, ARRIVAL, ENDLESS = range(4)
+OBS = jnp.eye(4)
+VALUES = [1.0, 0.5, 1.0, 2.0]
+
+
+class Probe:
+    default_params = ()
+
+    def observation_space(self, params):
+        return Box(0.0, 1.0, (4,))
+
+    def action_space(self, params):
+        return Discrete(2)
+
+    def reset(self, key, params):
+        situation = jnp.array([CHOICE, DELAY, ENDLESS])[jax.random.randint(key, (), 0, 3)]
+        return OBS[situation], (situation, jnp.int32(0))
+
+    def step(self, key, state, action, params):
+        situation, time = state
+        reward = jnp.select([situation == CHOICE, situation == DELAY], [action.astype(jnp.float32), 0.0], 1.0)
+        terminated = (situation == CHOICE) | (situation == ARRIVAL)
+        truncated = (situation == ENDLESS) & (time == 2)
+        following = jnp.where(situation == DELAY, ARRIVAL, situation)
+        return OBS[following], (following, time + 1), reward, terminated, truncated
+
+
+PROBE = Probe()
+
+
+@pytest.mark.parametrize("normalize_obs", [False, True])
+def test_ppo(normalize_obs: bool) -> None:
+    config = ppo.Config(
+        env=PROBE,
+        total_timesteps=60_000,
+        num_envs=16,
+        num_steps=16,
+        hidden_sizes=(32,),
+        gamma=0.5,
+        learning_rate=3e-3,
+        clip_value=False,
+        normalize_obs=normalize_obs,
+    )
+    state, _ = ppo.train(jax.random.key(0), config)
+    obs = ppo.observe(OBS, state.obs_stats, config)
+    np.testing.assert_allclose(ppo.critic(state.params, obs, config), VALUES, atol=0.1)
+    assert ppo.policy(state, config)(jax.random.key(0), OBS[CHOICE]) == 1
+
+
+@pytest.mark.parametrize("double_q", [False, True])
+def test_dqn(double_q: bool) -> None:
+    config = dqn.Config(
+        env=PROBE,
+        total_timesteps=40_000,
+        num_envs=8,
+        num_steps=2,
+        buffer_size=4_000,
+        learning_starts=1_000,
+        batch_size=64,
+        hidden_sizes=(32,),
+        gamma=0.5,
+        learning_rate=3e-3,
+        target_update_period=20,
+        double_q=double_q,
+    )
+    state, _ = dqn.train(jax.random.key(0), config)
+    q = dqn.q_values(state.params, OBS, config)
+    np.testing.assert_allclose(q[CHOICE], [0.0, 1.0], atol=0.1)
+    np.testing.assert_allclose(q.max(-1), VALUES, atol=0.1)

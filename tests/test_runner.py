@@ -1,0 +1,233 @@
+"""The runner: resume after every kind of end, refusal before anything is lost, and what it leaves on disk."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from purerl import checkpoint, dqn, logs, plot, ppo, runner
+from tests import tiny
+
+CONFIG = tiny.config(ppo)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, runner.Run]:
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    return folder, tiny.run(ppo, CONFIG, out=folder)
+
+
+def test_leaves_what_it_promises(finished: tuple[Path, runner.Run]) -> None:
+    folder, run = finished
+    stored = json.loads((folder / "config.json").read_text())
+    assert stored["algorithm"] == "ppo" and stored["config"]["num_envs"] == 2 and stored["seeds"] == list(tiny.SEEDS)
+    columns = logs.read_csv(folder / "metrics.csv")
+    assert len(columns["seed"]) == len(tiny.SEEDS) * CONFIG.num_updates
+    np.testing.assert_array_equal(columns["env_steps"], columns["update"] * 16)
+    by_seed = plot.read_metrics(folder)
+    np.testing.assert_array_equal(
+        by_seed["entropy"].astype(np.float32), run.metrics["entropy"]
+    )  # the text loses no bit
+    assert checkpoint.steps(folder / "checkpoints")[-1] == CONFIG.num_updates
+
+
+def test_load_gives_the_final_states(finished: tuple[Path, runner.Run]) -> None:
+    folder, run = finished
+    loaded = runner.load(folder)
+    assert loaded.config == CONFIG and loaded.finished and loaded.seeds == run.seeds
+    tiny.assert_same_bits(loaded.states, run.states)
+
+
+class Signaller:
+    """A logger that sends this process a signal at one update."""
+
+    def __init__(self, number: int, update: int):
+        self.number, self.update = number, update
+
+    def write(self, update: int, env_steps: int, seeds: Any, metrics: Any) -> None:
+        if update == self.update:
+            signal.raise_signal(self.number)
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_finishes_the_chunk_saves_and_resumes(
+    number: int, finished: tuple[Path, runner.Run], tmp_path: Path
+) -> None:
+    folder, said = tmp_path / "run", []
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    run = tiny.run(ppo, CONFIG, out=folder, loggers=[Signaller(number, 1)], say=said.append)
+    assert not run.finished and any(signal.Signals(number).name in line and "--resume" in line for line in said)
+    assert checkpoint.steps(folder / "checkpoints")[-1] == run.updates
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    tiny.run(ppo, CONFIG, out=folder, resume=True)
+    assert (folder / "metrics.csv").read_bytes() == (finished[0] / "metrics.csv").read_bytes()
+
+
+KILLED = """
+import sys
+from purerl import ppo, runner
+from tests import tiny
+runner.use_all_cores()
+tiny.run(ppo, tiny.config(ppo, total_timesteps=160_000), out=sys.argv[1], checkpoint_seconds=0.0)
+"""
+
+
+def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
+    """SIGKILL between two checkpoints: the rows after the last one are cut and written again, to the same bytes."""
+    config = tiny.config(ppo, total_timesteps=160_000)
+    tiny.run(ppo, config, out=tmp_path / "whole")
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(killed)], cwd=Path(__file__).parent.parent)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(step > 0 for step in checkpoint.steps(killed / "checkpoints")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=30)
+    assert 0 < checkpoint.steps(killed / "checkpoints")[-1] < config.num_updates
+    with (killed / "metrics.csv").open("a") as file:
+        file.write("0,99999,12")  # a row that the crash cut short
+    tiny.run(ppo, config, out=killed, resume=True)
+    assert (killed / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    return Path(shutil.copytree(folder, target))
+
+
+def damage(folder: Path) -> None:
+    """Flips one byte in the middle of the largest file."""
+    file = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    file.write_bytes(content)
+
+
+def test_damaged_checkpoint_falls_back_to_the_one_before(finished: tuple[Path, runner.Run], tmp_path: Path) -> None:
+    folder, said = copy_of(finished[0], tmp_path / "run"), []
+    earlier, last = checkpoint.steps(folder / "checkpoints")
+    damage(folder / "checkpoints" / str(last))
+    run = tiny.run(ppo, CONFIG, out=folder, resume=True, say=said.append)
+    assert any(f"Falling back to the checkpoint of update {earlier}" in line for line in said)
+    tiny.assert_same_bits(run.states, finished[1].states)
+    assert (folder / "metrics.csv").read_bytes() == (finished[0] / "metrics.csv").read_bytes()
+
+
+def test_all_checkpoints_damaged_is_said_and_nothing_removed(finished: tuple[Path, runner.Run], tmp_path: Path) -> None:
+    folder = copy_of(finished[0], tmp_path / "run")
+    for step in checkpoint.steps(folder / "checkpoints"):
+        damage(folder / "checkpoints" / str(step))
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(checkpoint.CheckpointError, match="holds no checkpoint that can be read"):
+        tiny.run(ppo, CONFIG, out=folder, resume=True)
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_refuses_before_it_touches_anything(finished: tuple[Path, runner.Run], tmp_path: Path) -> None:
+    folder = finished[0]
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    cases = [
+        ("is not empty", lambda: tiny.run(ppo, CONFIG, out=folder)),
+        ("There is no folder", lambda: tiny.run(ppo, CONFIG, out=tmp_path / "missing", resume=True)),
+        ("holds no run", lambda: tiny.run(ppo, CONFIG, out=tmp_path, resume=True)),
+        ("is a run of ppo, not of dqn", lambda: tiny.run(dqn, tiny.config(dqn), out=folder, resume=True)),
+        (
+            r"differs in gamma \(0.99 there, 0.5 here\)",
+            lambda: tiny.run(ppo, CONFIG.replace(gamma=0.5), out=folder, resume=True),
+        ),
+        ("differs in seeds", lambda: tiny.run(ppo, CONFIG, seeds=(4,), out=folder, resume=True)),
+        ("seeds must be", lambda: tiny.run(ppo, CONFIG, seeds=())),
+        ("seeds must be", lambda: tiny.run(ppo, CONFIG, seeds=(1, 1))),
+        ("resume needs", lambda: tiny.run(ppo, CONFIG, resume=True)),
+    ]
+    for message, call in cases:
+        with pytest.raises(runner.RunError, match=message):
+            call()
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_too_little_memory_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_free_memory", lambda: 1_000)
+    with pytest.raises(runner.RunError, match=r"MB a seed, at most .* MB for 3 seed\(s\); 0.0 MB free"):
+        tiny.run(ppo, CONFIG)
+
+
+def test_non_finite_numbers_stop_the_run_and_keep_the_last_good_checkpoint(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(
+        runner.NonFiniteError, match=r"Seed \d left the finite numbers at update [12].*checkpoint of update \d"
+    ):
+        tiny.run(ppo, CONFIG.replace(learning_rate=1e38, max_grad_norm=1e38), out=folder)
+    good = runner.load(folder)
+    assert all(np.isfinite(x).all() for x in tiny.arrays(good.states.params))
+
+
+def test_save_never_overwrites_and_load_checks(tmp_path: Path) -> None:
+    tree = {"key": jax.random.key(3), "x": np.arange(6, dtype=np.float32)}
+    checkpoint.save(tmp_path / "tree", tree)
+    tiny.assert_same_bits(checkpoint.load(tmp_path / "tree", tree), tree)
+    with pytest.raises(FileExistsError, match="exists already"):
+        checkpoint.save(tmp_path / "tree", tree)
+    with pytest.raises(checkpoint.CheckpointError, match="other shapes"):
+        checkpoint.load(tmp_path / "tree", {**tree, "x": np.arange(7, dtype=np.float32)})
+    with pytest.raises(checkpoint.CheckpointError, match="There is no checkpoint"):
+        checkpoint.load(tmp_path / "none", tree)
+
+
+def test_only_the_last_two_checkpoints_are_kept(tmp_path: Path) -> None:
+    for step in (0, 3, 5, 9):
+        checkpoint.save_step(tmp_path, step, {"x": np.zeros(2)})
+    assert checkpoint.steps(tmp_path) == [5, 9]
+
+
+@pytest.mark.parametrize(
+    "algorithm, more", [(ppo, {"num_envs": 64, "num_steps": 32}), (dqn, {"num_steps": 16})], ids=["ppo", "dqn"]
+)
+def test_metrics_do_not_grow_with_what_an_update_holds(algorithm: Any, more: dict[str, int]) -> None:
+    """The same number of updates, each of many times the env steps: the same bytes."""
+
+    def size(config: Any) -> int:
+        metrics = jax.eval_shape(algorithm.train, jax.random.key(0), config).metrics
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(metrics))
+
+    small = tiny.config(algorithm)
+    large = small.replace(total_timesteps=1_000_000, **({"buffer_size": 1000} if algorithm is dqn else {}), **more)
+    large = large.replace(total_timesteps=large.env_steps(small.num_updates))
+    assert large.num_updates == small.num_updates and size(large) == size(small)
+
+
+def test_tensorboard(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    logger = logs.TensorBoardLogger(tmp_path)
+    logger.write(1, 16, [0, 1], {"loss": np.array([1.0, np.nan])})
+    logger.close()
+    assert any(path.stat().st_size for path in tmp_path.iterdir())
+
+
+def test_use_all_cores_after_jax_has_started() -> None:
+    """In a process whose JAX runs with one device it says what to do; with as many as cores it is content."""
+    code = (
+        "import jax, purerl; jax.config.update('jax_num_cpu_devices', {}); jax.devices(); print(purerl.use_all_cores())"
+    )
+    cores = len(os.sched_getaffinity(0))
+    environment = {**os.environ, "XLA_FLAGS": ""}
+    for devices, expected in ((cores, None), (cores + 1, "before the first JAX operation")):
+        command = [sys.executable, "-c", code.format(devices)]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        assert (result.returncode == 0) == (expected is None)
+        assert (expected or str(cores)) in result.stdout + result.stderr

@@ -1,0 +1,57 @@
+"""Configs small enough to compile and run in seconds, and how tests train them; shared, so programs compile once."""
+
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl import runner
+
+FIELDS = {
+    "ppo": {
+        "num_envs": 2,
+        "num_steps": 8,
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "hidden_sizes": (8,),
+        "total_timesteps": 96,
+    },
+    "dqn": {
+        "num_envs": 2,
+        "num_steps": 2,
+        "iterations_per_update": 4,
+        "buffer_size": 64,
+        "learning_starts": 16,
+        "batch_size": 4,
+        "hidden_sizes": (8,),
+        "total_timesteps": 112,
+        "target_update_period": 3,
+    },
+}
+SEEDS = (0, 1, 2)  # not a multiple of the two devices, so that the runner has to pad
+
+
+def config(algorithm: ModuleType, **fields: Any) -> Any:
+    return algorithm.Config(**{**FIELDS[algorithm.__name__.split(".")[-1]], **fields})
+
+
+def run(algorithm: ModuleType, config: Any, seeds: Any = SEEDS, **options: Any) -> runner.Run:
+    """Two seeds of three at once on each device; silent."""
+    return runner.train(
+        algorithm, config, seeds=seeds, seeds_at_once=2, progress=False, **{"say": lambda line: None, **options}
+    )
+
+
+def arrays(tree: Any) -> list[np.ndarray]:
+    """Leaves as numpy arrays, PRNG keys as their data."""
+    is_key = [jnp.issubdtype(x.dtype, jax.dtypes.prng_key) for x in jax.tree.leaves(tree)]
+    return [
+        np.asarray(jax.random.key_data(x) if key else x) for x, key in zip(jax.tree.leaves(tree), is_key, strict=True)
+    ]
+
+
+def assert_same_bits(left: Any, right: Any) -> None:
+    for x, y in zip(arrays(left), arrays(right), strict=True):
+        np.testing.assert_array_equal(x, y)

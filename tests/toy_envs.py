@@ -1,0 +1,89 @@
+"""Environments whose every number is known, and ones that break the contract in one place."""
+
+import jax
+import jax.numpy as jnp
+
+from purerl.core.envs import Box, Discrete
+
+
+class Chain:
+    """Cells in a row: action 1 walks right, action 0 stays, and the reward is the number of the cell reached.
+
+    Cell `goal` terminates the episode and `limit` steps truncate it; both can happen at once. The observation is
+    (cell, step, label): the label is drawn at every reset and stays for the episode.
+    """
+
+    default_params = {"goal": 3, "limit": 5}  # noqa: RUF012
+
+    def observation_space(self, params):
+        return Box(0.0, jnp.inf, (3,))
+
+    def action_space(self, params):
+        return Discrete(2)
+
+    def reset(self, key, params):
+        state = (jnp.int32(0), jnp.int32(0), jax.random.uniform(key))
+        return self.observe(state), state
+
+    def step(self, key, state, action, params):
+        cell, time, label = state
+        state = (cell + action, time + 1, label)
+        terminated, truncated = state[0] >= params["goal"], state[1] >= params["limit"]
+        return self.observe(state), state, state[0].astype(jnp.float32), terminated, truncated
+
+    def observe(self, state):
+        cell, time, label = state
+        return jnp.stack([cell.astype(jnp.float32), time.astype(jnp.float32), label])
+
+
+class Broken(Chain):
+    """A chain with one output changed.
+
+    function: "reset" or "step". index: which of its outputs. change: what is done to it.
+    """
+
+    def __init__(self, function, index, change):
+        self.function, self.index, self.change = function, index, change
+
+    def reset(self, key, params):
+        return self.spoil("reset", super().reset(key, params))
+
+    def step(self, key, state, action, params):
+        return self.spoil("step", super().step(key, state, action, params))
+
+    def spoil(self, function, outputs):
+        if function != self.function:
+            return outputs
+        return tuple(self.change(x) if i == self.index else x for i, x in enumerate(outputs))
+
+
+# What is wrong, and what the error message must say of it.
+BROKEN = {
+    "obs of reset has a batch axis": (
+        Broken("reset", 0, lambda x: x[None]),
+        r"reset: obs must be float32\[3\].*\[1, 3\]",
+    ),
+    "obs is too short": (Broken("step", 0, lambda x: x[:2]), r"step: obs must be float32\[3\].*\[2\]"),
+    "obs is of integers": (Broken("step", 0, lambda x: x.astype(jnp.int32)), r"step: obs must be float32\[3\].*int32"),
+    "state changes its dtype": (
+        Broken("step", 1, lambda x: (x[0], x[1].astype(jnp.float32), x[2])),
+        r"step: state\[1\] must be int32\[\].*float32",
+    ),
+    "state changes its shape": (Broken("step", 1, lambda x: (x[0][None], *x[1:])), r"step: state\[0\] must be .*\[1\]"),
+    "state changes its structure": (Broken("step", 1, lambda x: x[:2]), "step: state has another structure"),
+    "reward has an axis": (Broken("step", 2, lambda x: x[None]), r"step: reward must be float32\[\].*\[1\]"),
+    "reward is an integer": (
+        Broken("step", 2, lambda x: x.astype(jnp.int32)),
+        r"step: reward must be float32\[\].*int32",
+    ),
+    "terminated is a float": (
+        Broken("step", 3, lambda x: x.astype(jnp.float32)),
+        r"step: terminated must be bool\[\].*float32",
+    ),
+    "terminated has an axis": (Broken("step", 3, lambda x: x[None]), r"step: terminated must be bool\[\].*\[1\]"),
+    "truncated is an integer": (
+        Broken("step", 4, lambda x: x.astype(jnp.int32)),
+        r"step: truncated must be bool\[\].*int32",
+    ),
+    "truncated has an axis": (Broken("step", 4, lambda x: x[None]), r"step: truncated must be bool\[\].*\[1\]"),
+}
