@@ -625,7 +625,8 @@ def compare(bench: Bench, case: str, seconds: dict[str, list[float]]) -> None:
     bench.add(case, f"purerl / {rival}", "env steps", "x", ratios)
     ratio = statistics.median(ratios)
     what = f"env steps/s against {rival}, its fastest start of: {', '.join(rivals)}"
-    bench.verdicts.append(Verdict(case, what, f"{ratio:.2f}x", target, ratio >= work.target))
+    reached = None if bench.quick else ratio >= work.target
+    bench.verdicts.append(Verdict(case, what, f"{ratio:.2f}x", target, reached))
 
 
 def measure_imports(bench: Bench) -> None:

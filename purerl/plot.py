@@ -103,6 +103,8 @@ def runs(folders: Sequence[str | Path], *, name: str = "episode_return", ax: Axe
     for folder in folders:
         algorithm, config, seeds = runner.read_config(folder)
         metrics = read_metrics(folder)
+        if name not in metrics:
+            raise runner.RunError(f"{folder}/metrics.csv has no column {name!r}; it has {', '.join(metrics)}.")
         label = f"{algorithm.__name__.split('.')[-1]} {config.env} ({len(seeds)} seeds)"
         label = f"{Path(folder).name}: {label}" if len(folders) > 1 else label
         learning_curve(metrics, config, name=name, label=label, ax=ax, show_seeds=len(folders) == 1)

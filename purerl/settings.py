@@ -27,7 +27,14 @@ _DOUBLE = {"double": {"double_q": True}}
 TUNED: Mapping[tuple[str, str], Setting] = {
     ("ppo", "CartPole-v1"): Setting({"total_timesteps": 500_000}, bar=490),
     ("ppo", "Acrobot-v1"): Setting(
-        {"total_timesteps": 500_000, "num_envs": 16, "normalize_obs": True, "gae_lambda": 0.94}, bar=-86
+        {
+            "total_timesteps": 500_000,
+            "num_envs": 8,
+            "num_minibatches": 8,
+            "learning_rate": 1e-3,
+            "normalize_obs": True,
+        },
+        bar=-86,
     ),
     ("ppo", "Pendulum-v1"): Setting(
         {
@@ -39,6 +46,8 @@ TUNED: Mapping[tuple[str, str], Setting] = {
             "learning_rate": 1e-3,
             "gamma": 0.9,
             "ent_coef": 0.0,
+            "clip_value": False,
+            "normalize_obs": True,
         },
         bar=-190,
     ),

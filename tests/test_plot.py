@@ -1,0 +1,45 @@
+"""Interquartile mean, bootstrap interval and smoothing by hand-computed numbers and SciPy."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from purerl import plot
+
+
+def test_iqm_is_the_trimmed_mean() -> None:
+    values = np.random.default_rng(0).normal(size=(12, 3))
+    np.testing.assert_allclose(plot.iqm(values), scipy.stats.trim_mean(values, 0.25))
+
+
+def test_iqm_cuts_entries_in_part() -> None:
+    """Six values: the middle half is 3 of them, so half of the 2nd, the 3rd, the 4th, and half of the 5th."""
+    np.testing.assert_allclose(plot.iqm(np.array([0.0, 1.0, 2.0, 4.0, 9.0, 100.0])), (0.5 + 2 + 4 + 4.5) / 3)
+
+
+def test_bootstrap_interval_covers() -> None:
+    """Of 200 samples of 20 normal draws, about 95 in 100 intervals must hold the true centre; 88 is far below chance."""
+    rng = np.random.default_rng(1)
+    intervals = [plot.bootstrap_interval(rng.normal(size=20), samples=200, seed=i) for i in range(200)]
+    assert 0.88 < np.mean([low <= 0 <= high for low, high in intervals]) <= 1.0
+
+
+def test_smooth_counts_each_episode_once() -> None:
+    """Windows of two updates: (1 x 10 + 3 x 20) / 4 = 17.5; the second has no episode and keeps it; then 4."""
+    metrics = {"episodes": [1, 3, 0, 0, 2, 0], "episode_return": [10.0, 20.0, np.nan, np.nan, 4.0, np.nan]}
+    updates, values = plot.smooth(metrics, "episode_return", points=3)
+    np.testing.assert_array_equal(updates, [2, 4, 6])
+    np.testing.assert_allclose(values, [[17.5, 17.5, 4.0]])
+
+
+def test_smooth_is_nan_before_the_first_episode() -> None:
+    metrics = {"episodes": [0, 1], "episode_return": [np.nan, 5.0]}
+    np.testing.assert_array_equal(plot.smooth(metrics, "episode_return")[1], [[np.nan, 5.0]])
+
+
+@pytest.mark.parametrize("num_seeds", [1, 5])
+def test_learning_curve_draws_seeds_line_and_band(num_seeds: int) -> None:
+    metrics = {"episodes": np.ones((num_seeds, 40)), "episode_return": np.arange(num_seeds * 40.0).reshape(num_seeds, 40)}
+    ax = plot.learning_curve({name: x if num_seeds > 1 else x[0] for name, x in metrics.items()})
+    assert ax.get_xlabel() == "updates" and len(ax.lines) == (1 if num_seeds == 1 else 1 + num_seeds)
+    assert len(ax.collections) == (num_seeds > 1)
