@@ -71,20 +71,6 @@ TUNED: Mapping[tuple[str, str], Setting] = {
         variants=_DOUBLE,
     ),
     ("dqn", "Catch-bsuite"): Setting({"total_timesteps": 200_000}, bar=1.0),
-    ("dqn", "Breakout-MinAtar"): Setting(
-        {
-            "total_timesteps": 1_000_000,
-            "num_envs": 8,
-            "num_steps": 1,
-            "gradient_steps": 1,
-            "batch_size": 64,
-            "hidden_sizes": (128,),
-            "buffer_size": 100_000,
-            "learning_starts": 5_000,
-            "exploration_fraction": 0.1,
-        },
-        bar=6.0,
-    ),
 }
 
 

@@ -47,10 +47,18 @@ def tiny_ppo():
     return ppo
 
 
-def test_train_says_what_it_does(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_train_says_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     call(monkeypatch, "train", "ppo", *TINY, "--out", str(tmp_path / "run"))
     printed = capsys.readouterr().out
-    for text in ("Tuned settings of ppo for CartPole-v1", "Memory:", "return of the final policy", "env steps/s", "Curve:"):
+    for text in (
+        "Tuned settings of ppo for CartPole-v1",
+        "Memory:",
+        "return of the final policy",
+        "env steps/s",
+        "Curve:",
+    ):
         assert text in printed
 
 
@@ -95,7 +103,12 @@ def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) ->
     ],
 )
 def test_wrong_input_is_one_sentence(
-    arguments: str, message: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    arguments: str,
+    message: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

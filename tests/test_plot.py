@@ -18,7 +18,7 @@ def test_iqm_cuts_entries_in_part() -> None:
 
 
 def test_bootstrap_interval_covers() -> None:
-    """Of 200 samples of 20 normal draws, about 95 in 100 intervals must hold the true centre; 88 is far below chance."""
+    """Of 200 samples of 20 normal draws, about 95 in 100 intervals must hold the true centre; 88 are too few."""
     rng = np.random.default_rng(1)
     intervals = [plot.bootstrap_interval(rng.normal(size=20), samples=200, seed=i) for i in range(200)]
     assert 0.88 < np.mean([low <= 0 <= high for low, high in intervals]) <= 1.0
@@ -39,7 +39,10 @@ def test_smooth_is_nan_before_the_first_episode() -> None:
 
 @pytest.mark.parametrize("num_seeds", [1, 5])
 def test_learning_curve_draws_seeds_line_and_band(num_seeds: int) -> None:
-    metrics = {"episodes": np.ones((num_seeds, 40)), "episode_return": np.arange(num_seeds * 40.0).reshape(num_seeds, 40)}
+    metrics = {
+        "episodes": np.ones((num_seeds, 40)),
+        "episode_return": np.arange(num_seeds * 40.0).reshape(num_seeds, 40),
+    }
     ax = plot.learning_curve({name: x if num_seeds > 1 else x[0] for name, x in metrics.items()})
     assert ax.get_xlabel() == "updates" and len(ax.lines) == (1 if num_seeds == 1 else 1 + num_seeds)
     assert len(ax.collections) == (num_seeds > 1)
