@@ -202,9 +202,8 @@ def write_curve(out: Path, entry: Entry, metrics: dict[str, np.ndarray], config:
     ax.annotate(
         "bar", (1, bar), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="0.4", fontsize="small"
     )
-    ax.set_title(
-        f"{entry.algorithm} {entry.env} {entry.variant}, {len(seeds)} seeds: IQM and 95 % interval", fontsize="medium"
-    )
+    name = " ".join(part for part in entry if part)
+    ax.set_title(f"{name}, {len(seeds)} seeds: IQM and 95 % interval", fontsize="medium")
     figure = plot.figure_of(ax)
     figure.savefig(out / f"{entry.name}.png", dpi=110)
     plt.close(figure)
