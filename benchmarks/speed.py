@@ -75,6 +75,7 @@ class Work:
 
     env_steps: of one seed. quick_env_steps: the same for --quick. target, aim: purerl's speed over rejax's.
     nproc: rejax is started as it comes and also with this NPROC, the size of XLA's thread pool; the faster counts.
+    seeds_at_once: seeds that the runner vmaps on each device.
     """
 
     algorithm: str
@@ -84,6 +85,7 @@ class Work:
     target: float
     aim: float
     nproc: int
+    seeds_at_once: int = 1
 
     def steps(self, quick: bool) -> int:
         """Env steps of one seed."""
@@ -92,7 +94,7 @@ class Work:
 
 WORK = {
     "ppo-1": Work("ppo", 1, 392 * 512, 4 * 512, target=1.0, aim=1.3, nproc=2),
-    "ppo-16": Work("ppo", 16, 196 * 512, 4 * 512, target=2.0, aim=2.0, nproc=16),
+    "ppo-16": Work("ppo", 16, 196 * 512, 4 * 512, target=2.0, aim=2.0, nproc=16, seeds_at_once=8),
     "dqn-1": Work("dqn", 1, 20_000, 2_000, target=1.4, aim=1.4, nproc=2),
 }
 
@@ -277,7 +279,9 @@ class Purerl(Side):
 
         def train_all(seed: int, config: Any) -> Any:
             seeds = range(seed * work.seeds, (seed + 1) * work.seeds)
-            return runner.train(algorithm, config, seeds=seeds, progress=False, say=lambda _: None)
+            return runner.train(
+                algorithm, config, seeds=seeds, seeds_at_once=work.seeds_at_once, progress=False, say=lambda _: None
+            )
 
         self.train = lambda seed: train_all(seed, config)
         started = time.perf_counter()

@@ -1,5 +1,6 @@
 """One episode as something to look at: a GIF of a gymnax environment, an interactive HTML page of a Brax one."""
 
+import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -68,13 +69,14 @@ def _save_html(path: Path, env: envs.Brax, system: Any, states: list[Any]) -> Pa
 
 def _save_gif(path: Path, env: envs.Gymnax, params: Any, states: list[Any], returns: np.ndarray) -> Path:
     from gymnax.visualize import Visualizer
+    from gymnax.visualize.vis_gym import SUPPORTED_GYM_ENVS
 
+    if env.env.name in SUPPORTED_GYM_ENVS and importlib.util.find_spec("pygame") is None:
+        raise ImportError(f"Drawing {env.env.name} needs `pip install 'purerl[video]'`.")
     states = [jax.tree.map(jnp.asarray, state) for state in states]
     try:
         visualizer = Visualizer(env.env, params, states, returns)
         visualizer.animate(str(path))
-    except ImportError as error:
-        raise ImportError(f"Drawing {env.env.name} needs `pip install 'purerl[video]'`.") from error
     except AttributeError as error:
         raise ValueError(f"gymnax cannot draw {env.env.name}.") from error
     return path

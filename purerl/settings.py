@@ -65,7 +65,6 @@ TUNED: Mapping[tuple[str, str], Setting] = {
             "target_update_period": 300,
             "exploration_fraction": 0.2,
             "epsilon_end": 0.07,
-            "huber": True,
         },
         bar=-125,
         variants=_DOUBLE,

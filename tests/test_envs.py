@@ -70,7 +70,7 @@ def test_every_episode_starts_afresh(walk):
 def test_account_of_episodes(walk):
     """Six episodes of return 1 + 2 + 3 = 6 and length 3, two of return 10 and length 4."""
     _, last, _, episodes = walk
-    assert episodes.count == 8
+    assert episodes.num == 8
     metrics = episodes.metrics()
     assert metrics["episodes"] == 8
     assert metrics["episode_return"] == pytest.approx((6 * 6 + 2 * 10) / 8)
@@ -237,7 +237,7 @@ def test_brax():
         trajectory.truncated, [[False] * 2, [False] * 2, [True] * 2, [False] * 2, [False] * 2]
     )
     assert not trajectory.terminated.any()
-    assert episodes.count == 2 and episodes.length_sum == 6
+    assert episodes.num == 2 and episodes.length_sum == 6
     assert isinstance(envs.make(brax.envs.get_environment("fast")), envs.Brax)
 
     with pytest.raises(TypeError, match="EpisodeWrapper"):

@@ -23,7 +23,7 @@ def test_running_stats(item, offset):
         seen.append(batch.reshape(-1, *item).astype(np.float64))
         stats = update(stats, jnp.asarray(batch))
         assert stats.mean.shape == stats.var.shape == item
-        assert stats.count == sum(map(len, seen))
+        assert stats.num == sum(map(len, seen))
         everything = np.concatenate(seen)
         np.testing.assert_allclose(stats.mean, everything.mean(0), rtol=1e-6, atol=1e-5)
         np.testing.assert_allclose(stats.var, everything.var(0), rtol=2e-3, atol=1e-5)
