@@ -1,4 +1,6 @@
-"""Settings that are known to learn, with the score they must reach: one entry an algorithm and environment.
+"""Settings to start from, with the score they must reach: one entry an algorithm and environment.
+
+Those that reach it stand in benchmarks/results/summary.md; one that does not yet says so here.
 
 `benchmarks.learning` runs these very entries over ten seeds and fails where the mean of the final policies is under the
 bar; `purerl train` starts from them, and flags override them.
