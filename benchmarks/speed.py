@@ -66,7 +66,7 @@ value loss. DQN: CartPole-v1, 1 env, batch 128, one gradient step after each env
 What differs is part of each library: purerl clips gradients by their global norm, bootstraps from the observation at a
 time limit, starts layers orthogonal and returns metrics of every update; rejax clips gradients entry by entry and
 returns no metrics. rejax runs as its manual says, `jax.jit(algo.train)`, and with many seeds `jax.vmap`; purerl runs
-one seed as `train` and many as `runner.train`. Both run on the CPU."""
+one seed as `train` and many as `runner.train`, after `use_all_cores()`. Both run on the CPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -258,6 +258,7 @@ class Purerl(Side):
 
         import purerl
 
+        purerl.use_all_cores()
         config = make_config(work.algorithm, work.steps(quick))
         compiled, seconds = compile_timed(getattr(purerl, work.algorithm).train, jax.random.key(0), config)
         self.train = lambda seed: jax.block_until_ready(compiled(jax.random.key(seed), config))
@@ -273,7 +274,7 @@ class Purerl(Side):
         import purerl
         from purerl import runner
 
-        runner.use_all_cores()
+        purerl.use_all_cores()
         algorithm = getattr(purerl, work.algorithm)
         config = make_config(work.algorithm, work.steps(quick))
 

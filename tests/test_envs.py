@@ -1,5 +1,6 @@
 """Stepping, ending and restarting of environments; the adapters; what is said of environments that are wrong."""
 
+import functools
 import textwrap
 
 import jax
@@ -18,7 +19,14 @@ PARAMS = {"goal": jnp.array([3, 9, 3]), "limit": jnp.array([9, 4, 3])}
 STEPS = 9
 
 reset = jax.jit(envs.reset, static_argnums=(1, 3))
-step = jax.jit(envs.step, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def step(keys, env, params, state, action):
+    """One step; keys `[N, 2]`: for the step, and for the start state of the next episode."""
+    return envs.step(keys[:, 0], env, params, state, action, envs.start(keys[:, 1], env, params))
+
+
 unroll = jax.jit(rollout.unroll, static_argnums=(1, 4, 5))
 
 

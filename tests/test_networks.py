@@ -15,22 +15,27 @@ from purerl.core import networks
 from purerl.core.envs import Box, Discrete
 
 KEY = jax.random.key(0)
-SHAPES = {"tall": (64, 8), "wide": (8, 64), "square": (32, 32), "conv": (3, 3, 4, 16), "row": (1, 5), "one": (1, 1)}
+SHAPES = {"tall": (64, 8), "wide": (8, 64), "square": (32, 32), "row": (1, 5), "one": (1, 1)}
+draw = jax.jit(jax.vmap(networks.orthogonal, (0, None)))
 
 
-@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-def test_orthogonal(shape):
-    """W W^T = scale^2 I on the shorter side."""
-    draw = jax.jit(jax.vmap(lambda key: networks.orthogonal(2.0)(key, shape)))
-    for kernel in np.asarray(draw(jax.random.split(KEY, 3)), np.float64):
-        matrix = kernel.reshape(-1, shape[-1])
-        matrix = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-        np.testing.assert_allclose(matrix @ matrix.T, 4 * np.eye(len(matrix)), atol=4e-3)
+def test_orthogonal():
+    """W W^T = scale^2 I on the shorter side, each kernel with its own scale; what is no matrix stays as it is."""
+    scales = {name: jnp.full(shape, 1.0 + len(name)) for name, shape in SHAPES.items()}
+    drawn = draw(jax.random.split(KEY, 3), {**scales, "bias": jnp.arange(3.0)})
+    np.testing.assert_array_equal(drawn["bias"], np.tile(np.arange(3.0), (3, 1)))
+    for name, shape in SHAPES.items():
+        for matrix in np.asarray(drawn[name], np.float64):
+            assert matrix.shape == shape
+            matrix = matrix.T if shape[0] > shape[1] else matrix
+            np.testing.assert_allclose(matrix @ matrix.T, (1 + len(name)) ** 2 * np.eye(len(matrix)), atol=2e-2)
 
 
 def test_orthogonal_draws_differ():
-    draw = jax.jit(lambda key: networks.orthogonal(1.0)(key, (4, 4)))
-    assert np.abs(draw(KEY) - draw(jax.random.key(1))).max() > 0.1
+    """From key to key, and between kernels of one shape."""
+    drawn = draw(jax.random.split(KEY, 3), {"a": jnp.ones((32, 32)), "b": jnp.ones((32, 32))})
+    assert np.abs(drawn["a"][0] - drawn["a"][1]).max() > 0.1
+    assert np.abs(drawn["a"][0] - drawn["b"][0]).max() > 0.1
 
 
 def test_encode():
@@ -47,7 +52,8 @@ def test_encode():
 def test_dense_network():
     """Every entry of the observation counts, whatever its axes; the head has its own scale; layer_norm adds norms."""
     network = networks.Network((16, 8), "tanh", 3, head_scale=0.01)
-    params = jax.jit(network.init)(KEY, jnp.zeros((1, 2, 5)))["params"]
+    init = jax.jit(lambda key, obs: networks.orthogonal(key, network.init(key, obs)))
+    params = init(KEY, jnp.zeros((1, 2, 5)))["params"]
     assert {name: layer["kernel"].shape for name, layer in params.items()} == {
         "Dense_0": (10, 16), "Dense_1": (16, 8), "Dense_2": (8, 3)
     }  # fmt: skip
@@ -62,10 +68,19 @@ def test_image_network():
     """3 x 3 convolution of 16 channels without padding: 10 x 10 x 4 becomes 8 x 8 x 16."""
     network = networks.Network((8,), "relu", 3)
     params = jax.eval_shape(network.init, KEY, jnp.zeros((1, 10, 10, 4)))["params"]
-    assert params["Conv_0"]["kernel"].shape == (3, 3, 4, 16)
+    assert params["Conv"]["kernel"].shape == (3 * 3 * 4, 16)
     assert params["Dense_0"]["kernel"].shape == (8 * 8 * 16, 8)
     output = jax.eval_shape(network.apply, {"params": params}, jnp.ones((2, 10, 10, 4)))
     assert output.shape == (2, 3) and output.dtype == jnp.float32
+
+
+def test_patches_make_a_convolution():
+    """A dense layer on the patches is the convolution with the same kernel."""
+    key, image_key = jax.random.split(KEY)
+    images, kernel = jax.random.normal(image_key, (2, 6, 5, 3)), jax.random.normal(key, (3, 3, 3, 7))
+    expected = jax.lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    dense = (networks.patches(images) @ kernel.reshape(27, 7)).reshape(expected.shape)
+    np.testing.assert_allclose(dense, expected, rtol=1e-4, atol=1e-4)
 
 
 LAPACK = re.compile(r"= ((?:qr|geqrf|geqp3|householder|svd|cholesky|lu|eig|schur|triangular_solve|hessenberg)\w*)\b")
@@ -95,9 +110,9 @@ def test_vmapped_init_finishes():
     """64 seeds of six 64 x 64 layers, which hung with QR; in a process of its own, since a hang cannot be caught."""
     program = """
         import jax, jax.numpy as jnp
-        from purerl.core.networks import Network
+        from purerl.core.networks import Network, orthogonal
         network = Network((64,) * 6, "tanh", 2)
-        init = jax.jit(jax.vmap(lambda key: network.init(key, jnp.zeros((1, 64)))))
+        init = jax.jit(jax.vmap(lambda key: orthogonal(key, network.init(key, jnp.zeros((1, 64))))))
         kernel = init(jax.random.split(jax.random.key(0), 64))["params"]["Dense_5"]["kernel"]
         print(kernel.shape, bool(jnp.isfinite(kernel).all()))
     """

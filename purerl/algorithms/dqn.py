@@ -124,9 +124,11 @@ def q_values(params: Any, obs: Array, config: Config) -> Array:
 
 def epsilon_greedy(key: Key[Array, ""], q: Array, epsilon: Scalar) -> Array:
     """argmax_a q `[B, A]`, but with probability epsilon a uniform action; `[B]`."""
-    explore_key, action_key = jax.random.split(key)
-    random_action = jax.random.randint(action_key, q.shape[:1], 0, q.shape[1])
-    return jnp.where(jax.random.uniform(explore_key, q.shape[:1]) < epsilon, random_action, q.argmax(-1))
+    batch, num_actions = q.shape
+    draw = jax.random.uniform(key, (batch,))
+    # Below epsilon the draw is uniform on [0, epsilon), so it can also say which action: one draw, not two.
+    random_action = jnp.minimum(draw / jnp.maximum(epsilon, 1e-8) * num_actions, num_actions - 1).astype(jnp.int32)
+    return jnp.where(draw < epsilon, random_action, q.argmax(-1))
 
 
 def init(key: Key[Array, ""], config: Config) -> State:
@@ -136,6 +138,7 @@ def init(key: Key[Array, ""], config: Config) -> State:
     env_state = envs.reset(env_key, env, env_params, config.num_envs)
     obs_space, action_space = checks.spaces(config)
     params = network(config).init(network_key, networks.encode(env_state.obs[:1], obs_space))
+    params = networks.orthogonal(network_key, params)
 
     def act(key: Key[Array, ""], obs: Array) -> Array:
         return action_space.sample(key, obs.shape[0])
@@ -198,9 +201,10 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     key, update_key = jax.random.split(state.key)
     env, env_params = checks.env(config), checks.env_params(config)
 
-    def iteration(state: State, inputs: tuple[Key[Array, ""], Array]) -> tuple[State, tuple[Metrics, Episodes, Array]]:
-        key, index = inputs
-        rollout_key, train_key = jax.random.split(key)
+    def iteration(
+        state: State, inputs: tuple[Key[Array, " K"], Array]
+    ) -> tuple[State, tuple[Metrics, Episodes, Array]]:
+        keys, index = inputs
         progress = (state.updates + index / config.iterations_per_update) / config.num_updates
         fraction = progress / jnp.maximum(config.exploration_fraction, 1e-8)
         epsilon = optimize.linear_schedule(config.epsilon_start, config.epsilon_end, fraction)
@@ -208,14 +212,13 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
         def act(key: Key[Array, ""], obs: Array) -> Array:
             return epsilon_greedy(key, q_values(state.params, obs, config), epsilon)
 
-        env_state, trajectory, episodes = unroll(rollout_key, env, env_params, state.env_state, act, config.num_steps)
+        env_state, trajectory, episodes = unroll(keys[0], env, env_params, state.env_state, act, config.num_steps)
         memory = replay.add(state.replay, transitions(trajectory))
         state = state._replace(env_state=env_state, replay=memory)
-        keys = jax.random.split(train_key, config.gradient_steps)
-        state, metrics = jax.lax.scan(lambda state, key: gradient_step(key, state, config), state, keys)
+        state, metrics = jax.lax.scan(lambda state, key: gradient_step(key, state, config), state, keys[1:])
         return state, (metrics, episodes, epsilon)
 
-    keys = jax.random.split(update_key, config.iterations_per_update)
+    keys = jax.random.split(update_key, (config.iterations_per_update, 1 + config.gradient_steps))
     inputs = (keys, jnp.arange(config.iterations_per_update))
     state, (metrics, episodes, epsilon) = jax.lax.scan(iteration, state, inputs)
     state = state._replace(key=key, updates=state.updates + 1)

@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.flatten_util import ravel_pytree
 
 from purerl.core import config as checks
 from purerl.core import envs, networks, normalize, optimize
@@ -164,18 +165,19 @@ def critic(params: Params, obs: Array, config: Config) -> Array:
 
 def init(key: Key[Array, ""], config: Config) -> State:
     """Fresh networks and N fresh episodes."""
-    key, actor_key, critic_key, env_key = jax.random.split(key, 4)
+    key, network_key, env_key = jax.random.split(key, 3)
     env, env_params = checks.env(config), checks.env_params(config)
     env_state = envs.reset(env_key, env, env_params, config.num_envs)
     obs = observe(env_state.obs[:1], None, config)
     actor, critic = actor_critic(config)
     action_space = checks.spaces(config)[1]
     log_std = None if isinstance(action_space, envs.Discrete) else jnp.zeros(math.prod(action_space.shape))
-    params = Params(actor.init(actor_key, obs), critic.init(critic_key, obs), log_std)
+    params = Params(actor.init(network_key, obs), critic.init(network_key, obs), log_std)
+    params = networks.orthogonal(network_key, params)
     return State(
         key,
         params,
-        optimize.adam(config.learning_rate, config.max_grad_norm).init(params),
+        optimize.adam(config.learning_rate, config.max_grad_norm).init(ravel_pytree(params)[0]),
         env_state,
         normalize.init_stats(obs.shape[1:]) if config.normalize_obs else None,
         normalize.init_reward_scale(config.num_envs) if config.normalize_reward else None,
@@ -230,17 +232,21 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     state, batch, episodes = collect(rollout_key, state, config)
     indices = optimize.shuffled_indices(shuffle_key, batch.value.size, config.num_epochs, config.num_minibatches)
 
+    # Adam sees all parameters as one vector: a few large kernels for a dozen arrays' small ones, a fifth of the time.
+    params, unravel = ravel_pytree(state.params)
+
     def gradient_step(
-        carry: tuple[Params, optax.OptState], index: Array
-    ) -> tuple[tuple[Params, optax.OptState], Metrics]:
+        carry: tuple[Array, optax.OptState], index: Array
+    ) -> tuple[tuple[Array, optax.OptState], Metrics]:
         params, opt_state = carry
         minibatch = jax.tree.map(lambda x: x[index], batch)
-        grads, metrics = jax.grad(loss, has_aux=True)(params, minibatch, clip_eps, config)
+        grads, metrics = jax.grad(loss, has_aux=True)(unravel(params), minibatch, clip_eps, config)
+        grads = ravel_pytree(grads)[0]
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
+        return (params + updates, opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
 
-    (params, opt_state), metrics = jax.lax.scan(gradient_step, (state.params, state.opt_state), indices)
-    state = state._replace(key=key, params=params, opt_state=opt_state, updates=state.updates + 1)
+    (params, opt_state), metrics = jax.lax.scan(gradient_step, (params, state.opt_state), indices)
+    state = state._replace(key=key, params=unravel(params), opt_state=opt_state, updates=state.updates + 1)
     return state, jax.tree.map(jnp.mean, metrics) | episodes.metrics()
 
 

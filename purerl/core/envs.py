@@ -69,7 +69,7 @@ class Discrete:
 
     def sample(self, key: Key[Array, ""], num: int) -> Int[Array, " num"]:
         """num uniform draws."""
-        return jax.random.randint(key, (num,), 0, self.n)
+        return (jax.random.bits(key, (num,)) % self.n).astype(jnp.int32)
 
     def from_unit(self, action: Array) -> Array:
         """The action itself: there is nothing to scale."""
@@ -397,18 +397,21 @@ def params_axes(env: Env, params: Any, shared: int | None = None) -> Any:
 
 def reset(key: Key[Array, ""], env: Env, params: Any, num_envs: int) -> EnvState:
     """N fresh episodes. A leaf of params with a leading axis `[N]` gives each env its own value."""
-    keys = jax.random.split(key, num_envs)
-    obs, state = jax.vmap(env.reset, (0, params_axes(env, params)))(keys, params)
+    obs, state = start(jax.random.split(key, num_envs), env, params)
     return EnvState(state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
 
 
-def step(
-    keys: Key[Array, "N 2"], env: Env, params: Any, env_state: EnvState, action: Array
-) -> tuple[EnvState, Timestep]:
-    """One step of N environments; a finished episode is followed by a new one from a fresh start state.
+def start(keys: Key[Array, " N"], env: Env, params: Any) -> tuple[Array, Any]:
+    """Fresh start states of N environments, one for each key: (obs, state)."""
+    return jax.vmap(env.reset, (0, params_axes(env, params)))(keys, params)
 
-    keys: for each env one key for its step and one for its next start state.
-    action: `[N, ...]`, a continuous one on the scale [-1, 1].
+
+def step(
+    keys: Key[Array, " N"], env: Env, params: Any, env_state: EnvState, action: Array, fresh: tuple[Array, Any]
+) -> tuple[EnvState, Timestep]:
+    """One step of N environments; a finished episode is followed by a new one from its start in `fresh`.
+
+    keys: one for each env. action: `[N, ...]`, a continuous one on the scale [-1, 1]. fresh: what `start` gives.
     """
     axes = params_axes(env, params)
 
@@ -418,14 +421,14 @@ def step(
         return env.step(key, state, env.action_space(params).from_unit(action), params)
 
     step_env = jax.vmap(scale_and_step, (0, 0, 0, axes))
-    obs, state, reward, terminated, truncated = step_env(keys[:, 0], env_state.state, action, params)
-    first_obs, first_state = jax.vmap(env.reset, (0, axes))(keys[:, 1], params)
+    obs, state, reward, terminated, truncated = step_env(keys, env_state.state, action, params)
 
     episode_return, episode_length = env_state.episode_return + reward, env_state.episode_length + 1
     timestep = Timestep(reward, terminated, truncated, obs, episode_return, episode_length)
-    ongoing = (state, obs, episode_return, episode_length)
-    fresh = (first_state, first_obs, jnp.zeros_like(episode_return), jnp.zeros_like(episode_length))
-    return EnvState(*select(timestep.done, fresh, ongoing)), timestep
+    first_obs, first_state = fresh
+    first = EnvState(first_state, first_obs, jnp.zeros_like(episode_return), jnp.zeros_like(episode_length))
+    ongoing = EnvState(state, obs, episode_return, episode_length)
+    return select(timestep.done, first, ongoing), timestep
 
 
 def select(mask: Bool[Array, " N"], on_true: PyTree, on_false: PyTree) -> PyTree:

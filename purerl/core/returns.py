@@ -6,9 +6,6 @@ from jaxtyping import Array, Bool, Float
 
 from purerl.core.types import Scalar
 
-# Reverse loops of tiny steps are bound by loop overhead; a few steps per iteration amortise it.
-_UNROLL = 8
-
 
 def discounted_returns(
     reward: Float[Array, "T *batch"],
@@ -28,7 +25,7 @@ def discounted_returns(
         value = reward + gamma * jnp.where(cut, bootstrap, next_return)
         return value, value
 
-    return jax.lax.scan(backward, jnp.zeros_like(reward[0]), (reward, cut, bootstrap), reverse=True, unroll=_UNROLL)[1]
+    return jax.lax.scan(backward, jnp.zeros_like(reward[0]), (reward, cut, bootstrap), reverse=True)[1]
 
 
 def gae(
@@ -57,7 +54,7 @@ def gae(
         advantage = delta + decay * next_advantage
         return advantage, advantage
 
-    return jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, decay), reverse=True, unroll=_UNROLL)[1]
+    return jax.lax.scan(backward, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)[1]
 
 
 def standardize(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:

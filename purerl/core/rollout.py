@@ -11,6 +11,8 @@ from purerl.core import envs
 from purerl.core.replay import Transition
 from purerl.core.types import Metrics
 
+_SMALL_STATE_BYTES = 1024  # CartPole's state has 20 bytes, Breakout-MinAtar's 430, a Brax ant's 2,300
+
 
 class Trajectory(NamedTuple):
     """T steps in N environments; axes `[T, N, ...]`.
@@ -58,21 +60,31 @@ def unroll(
     act: (key, obs `[N, ...]`) -> action `[N, ...]`, a continuous one on the scale [-1, 1].
     """
     num_envs = env_state.episode_length.shape[0]
-    act_key, env_key = jax.random.split(key)
-    # Splitting every key before the loop is one large threefry call instead of num_steps small ones.
-    keys = (jax.random.split(act_key, num_steps), jax.random.split(env_key, (num_steps, num_envs, 2)))
+    # All keys at once are one large threefry call in place of several small ones a step.
+    keys = jax.random.split(key, (num_steps, 1 + 2 * num_envs))
+    act_keys, step_keys, start_keys = keys[:, 0], keys[:, 1 : 1 + num_envs], keys[:, 1 + num_envs :]
 
-    def body(env_state: envs.EnvState, keys: Any) -> tuple[envs.EnvState, tuple[Trajectory, Episodes]]:
-        act_key, env_keys = keys
+    def start(keys: Key[Array, " N"]) -> tuple[Array, Any]:
+        return envs.start(keys, env, params)
+
+    # Start states depend on keys alone. Small ones are drawn for all steps at once, which is faster; large ones step by
+    # step, since T * N of them would outweigh the trajectory.
+    ahead = sum(x.nbytes for x in jax.tree.leaves(env_state.state)) <= num_envs * _SMALL_STATE_BYTES
+
+    def body(env_state: envs.EnvState, inputs: Any) -> tuple[envs.EnvState, tuple[Trajectory, Episodes]]:
+        act_key, step_keys, fresh = inputs
         action = act(act_key, env_state.obs)
-        next_state, timestep = envs.step(env_keys, env, params, env_state, action)
+        fresh = fresh if ahead else start(fresh)
+        next_state, timestep = envs.step(step_keys, env, params, env_state, action, fresh)
         reward, terminated, truncated, final_obs, *_ = timestep
         ended = timestep.done
         episode_return, episode_length = (jnp.where(ended, x, 0).sum() for x in timestep[-2:])
         trajectory = Trajectory(env_state.obs, action, reward, terminated, truncated, final_obs)
         return next_state, (trajectory, Episodes(ended.sum(), episode_return, episode_length))
 
-    env_state, (trajectory, episodes) = jax.lax.scan(body, env_state, keys)
+    env_state, (trajectory, episodes) = jax.lax.scan(
+        body, env_state, (act_keys, step_keys, jax.vmap(start)(start_keys) if ahead else start_keys)
+    )
     return env_state, trajectory, jax.tree.map(jnp.sum, episodes)
 
 
