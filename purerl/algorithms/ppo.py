@@ -21,7 +21,7 @@ Departures from the paper: advantages are standardised in each minibatch; gradie
 a time limit cuts the advantage sum but bootstraps from V(final_obs); layers start orthogonal; the critic's change is
 clipped like the policy's. Annealing and running normalisation of observations and rewards are switches, as is value
 clipping: once a policy survives to every time limit, advantages are only the critic's noise, which standardising blows
-up to full size, and a critic that moves slowly keeps the policy from drifting (CartPole: 500 with, 462 without).
+up to full size, and a critic that moves slowly keeps the policy from drifting.
 Continuous actions are drawn from a Gaussian whose standard deviation does not depend on the observation; they live on
 the scale [-1, 1] and are clipped and scaled to the env's bounds only on their way into the env.
 """
