@@ -76,6 +76,22 @@ TUNED: Mapping[tuple[str, str], Setting] = {
         variants=_DOUBLE,
     ),
     ("dqn", "Catch-bsuite"): Setting({"total_timesteps": 200_000}, bar=1.0),
+    ("dqn", "Breakout-MinAtar"): Setting(
+        {
+            "total_timesteps": 1_000_000,
+            "num_envs": 8,
+            "num_steps": 4,
+            "gradient_steps": 4,
+            "iterations_per_update": 125,
+            "buffer_size": 100_000,
+            "learning_starts": 5_000,
+            "batch_size": 32,
+            "hidden_sizes": (128,),
+            "target_update_period": 250,
+            "exploration_fraction": 0.1,
+        },
+        bar=6,
+    ),
 }
 
 
