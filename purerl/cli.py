@@ -227,7 +227,7 @@ def _module_name(algorithm: Any) -> str:
     return algorithm.__name__.split(".")[-1]
 
 
-def _loggers(options: TrainOptions, folder: Path, config: Any) -> list[Any]:
+def _loggers(options: TrainOptions, folder: Path, config: Any) -> list[Callable[[], Any]]:
     from purerl import logs
 
     makers: list[Callable[[], Any]] = []
@@ -235,7 +235,7 @@ def _loggers(options: TrainOptions, folder: Path, config: Any) -> list[Any]:
         makers.append(lambda: logs.TensorBoardLogger(folder / "tensorboard"))
     if options.wandb:
         makers.append(lambda: logs.WandbLogger(folder, folder.name, runner.config_dict(config)))
-    return [make() for make in makers]
+    return makers
 
 
 def _report(run: runner.Run, folder: Path) -> None:

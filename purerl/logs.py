@@ -81,6 +81,7 @@ class WandbLogger:
             import wandb
         except ImportError as error:
             raise ImportError("Weights & Biases logs need `pip install 'purerl[wandb]'`.") from error
+        folder.mkdir(parents=True, exist_ok=True)
         self.run = wandb.init(project="purerl", name=name, dir=str(folder), config=config)
 
     def write(self, update: int, env_steps: int, seeds: Sequence[int], metrics: dict[str, np.ndarray]) -> None:

@@ -91,7 +91,7 @@ def train(
     resume: bool = False,
     seeds_at_once: int = 1,
     checkpoint_seconds: float = 30.0,
-    loggers: Sequence[Logger] = (),
+    loggers: Sequence[Callable[[], Logger]] = (),
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Run:
@@ -99,7 +99,8 @@ def train(
 
     out: folder for config.json, metrics.csv and checkpoints; None keeps nothing on disk. resume: go on from the newest
     checkpoint in `out`. seeds_at_once: how many a device runs vmapped. checkpoint_seconds: least time between
-    checkpoints; there is always one at the start and at the end. say: takes one-line messages.
+    checkpoints; there is always one at the start and at the end. loggers: functions that open one each, called when
+    nothing stands in the way of the run. say: takes one-line messages.
 
     SIGINT and SIGTERM end it after the chunk in progress, saved; a second signal ends it at once.
     Raises RunError (a folder in use or of another run, too little memory) and NonFiniteError.
@@ -112,12 +113,15 @@ def train(
     folder = None if out is None else Path(out)
     if resume and folder is None:
         raise RunError("resume needs the folder of the run to go on with.")
-    if folder is not None:
-        (_check_same_run if resume else _create_run)(folder, algorithm, config, seeds)
+    if folder is not None and resume:
+        _check_same_run(folder, algorithm, config, seeds)
+    if folder is not None and not resume:
+        _check_empty(folder)
     say(check_memory(algorithm, config, len(seeds)))
-    return _Loop(algorithm, config, seeds, folder, seeds_at_once, checkpoint_seconds, list(loggers), progress, say).run(
-        resume
-    )
+    opened = [open_logger() for open_logger in loggers]
+    if folder is not None and not resume:
+        _write_config(folder, algorithm, config, seeds)
+    return _Loop(algorithm, config, seeds, folder, seeds_at_once, checkpoint_seconds, opened, progress, say).run(resume)
 
 
 def load(out: str | Path) -> Run:
@@ -381,11 +385,14 @@ def read_config(folder: str | Path) -> tuple[ModuleType, Any, list[int]]:
     return algorithm, algorithm.Config(**fields), seeds
 
 
-def _create_run(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int]) -> None:
+def _check_empty(folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise RunError(
             f"{folder} is not empty: name another folder, or go on with --resume {folder} if it holds this run."
         )
+
+
+def _write_config(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     versions = {"python": platform.python_version(), "jax": jax.__version__}
     stored = {"algorithm": _name(algorithm), "seeds": seeds, "config": config_dict(config), "versions": versions}

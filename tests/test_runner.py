@@ -68,7 +68,7 @@ def test_signal_finishes_the_chunk_saves_and_resumes(
 ) -> None:
     folder, said = tmp_path / "run", []
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    run = tiny.run(ppo, CONFIG, out=folder, loggers=[Signaller(number, 1)], say=said.append)
+    run = tiny.run(ppo, CONFIG, out=folder, loggers=[lambda: Signaller(number, 1)], say=said.append)
     assert not run.finished and any(signal.Signals(number).name in line and "--resume" in line for line in said)
     assert checkpoint.steps(folder / "checkpoints")[-1] == run.updates
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
@@ -141,8 +141,12 @@ def test_all_checkpoints_damaged_is_said_and_nothing_removed(finished: tuple[Pat
 def test_refuses_before_it_touches_anything(finished: tuple[Path, runner.Run], tmp_path: Path) -> None:
     folder = finished[0]
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def never() -> Any:
+        raise AssertionError("a logger was opened before the run was checked")
+
     cases = [
-        ("is not empty", lambda: tiny.run(ppo, CONFIG, out=folder)),
+        ("is not empty", lambda: tiny.run(ppo, CONFIG, out=folder, loggers=[never])),
         ("There is no folder", lambda: tiny.run(ppo, CONFIG, out=tmp_path / "missing", resume=True)),
         ("holds no run", lambda: tiny.run(ppo, CONFIG, out=tmp_path, resume=True)),
         ("is a run of ppo, not of dqn", lambda: tiny.run(dqn, tiny.config(dqn), out=folder, resume=True)),
@@ -161,10 +165,12 @@ def test_refuses_before_it_touches_anything(finished: tuple[Path, runner.Run], t
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_too_little_memory_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And leaves no folder behind that would stand in the way of a smaller run."""
     monkeypatch.setattr(runner, "_free_memory", lambda: 1_000)
     with pytest.raises(runner.RunError, match=r"MB a seed, at most .* MB for 3 seed\(s\); 0.0 MB free"):
-        tiny.run(ppo, CONFIG)
+        tiny.run(ppo, CONFIG, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_non_finite_numbers_stop_the_run_and_keep_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -212,11 +218,11 @@ def test_metrics_do_not_grow_with_what_an_update_holds(algorithm: Any, more: dic
 
 
 def test_tensorboard(tmp_path: Path) -> None:
+    """Its files lie in the run's folder, which is new when the logger is opened."""
     pytest.importorskip("tensorboardX")
-    logger = logs.TensorBoardLogger(tmp_path)
-    logger.write(1, 16, [0, 1], {"loss": np.array([1.0, np.nan])})
-    logger.close()
-    assert any(path.stat().st_size for path in tmp_path.iterdir())
+    folder = tmp_path / "run"
+    tiny.run(ppo, CONFIG, out=folder, loggers=[lambda: logs.TensorBoardLogger(folder / "tensorboard")])
+    assert any(path.stat().st_size for path in (folder / "tensorboard").iterdir())
 
 
 def test_use_all_cores_after_jax_has_started() -> None:
