@@ -232,7 +232,7 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     state, batch, episodes = collect(rollout_key, state, config)
     indices = optimize.shuffled_indices(shuffle_key, batch.value.size, config.num_epochs, config.num_minibatches)
 
-    # Adam sees all parameters as one vector: a few large kernels for a dozen arrays' small ones, a fifth of the time.
+    # Adam on one vector is a few large kernels where a dozen arrays are many small ones: a fifth off a gradient step.
     params, unravel = ravel_pytree(state.params)
 
     def gradient_step(
