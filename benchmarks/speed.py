@@ -415,12 +415,14 @@ def ppo_parts(config: Any) -> dict[str, Part]:
     """PPO's update, its env steps with a fixed action, its env steps with its policy, its gradient steps."""
     import jax
     import jax.numpy as jnp
+    from jax.flatten_util import ravel_pytree
 
     from purerl import ppo
     from purerl.core import optimize
 
     state = jax.jit(ppo.init)(jax.random.key(0), config)
     batch = jax.jit(ppo.collect)(jax.random.key(1), state, config)[1]
+    flat_params, unravel = ravel_pytree(state.params)
 
     def act(key: Any, obs: Any, fixed: Any) -> Any:
         config, params = fixed
@@ -434,9 +436,9 @@ def ppo_parts(config: Any) -> dict[str, Part]:
         def gradient_step(carry: Any, index: Any) -> tuple[Any, Any]:
             params, opt_state = carry
             minibatch = jax.tree.map(lambda x: x[index], batch)
-            grads, metrics = jax.grad(ppo.loss, has_aux=True)(params, minibatch, config.clip_eps, config)
-            updates, opt_state = optimizer.update(grads, opt_state, params)
-            return (jax.tree.map(jnp.add, params, updates), opt_state), metrics
+            grads, metrics = jax.grad(ppo.loss, has_aux=True)(unravel(params), minibatch, config.clip_eps, config)
+            updates, opt_state = optimizer.update(ravel_pytree(grads)[0], opt_state, params)
+            return (params + updates, opt_state), metrics
 
         return jax.lax.scan(gradient_step, carry, indices)
 
@@ -446,7 +448,7 @@ def ppo_parts(config: Any) -> dict[str, Part]:
         "update": Part(lambda key, state, config: ppo.update(state, config), state, config, 1),
         "env": Part(fixed_action, state.env_state, (config, action), 1),
         "rollout": Part(unroll_step(config.num_steps, act), state.env_state, (config, state.params), 1),
-        "gradient": Part(gradient_phase, (state.params, state.opt_state), (config, batch), 1),
+        "gradient": Part(gradient_phase, (flat_params, state.opt_state), (config, batch), 1),
     }
 
 
