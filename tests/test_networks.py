@@ -28,7 +28,7 @@ def test_orthogonal():
         for matrix in np.asarray(drawn[name], np.float64):
             assert matrix.shape == shape
             matrix = matrix.T if shape[0] > shape[1] else matrix
-            np.testing.assert_allclose(matrix @ matrix.T, (1 + len(name)) ** 2 * np.eye(len(matrix)), atol=2e-2)
+            np.testing.assert_allclose(matrix @ matrix.T / (1 + len(name)) ** 2, np.eye(len(matrix)), atol=1e-3)
 
 
 def test_orthogonal_draws_differ():

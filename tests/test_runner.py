@@ -223,6 +223,10 @@ def test_tensorboard(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     tiny.run(ppo, CONFIG, out=folder, loggers=[lambda: logs.TensorBoardLogger(folder / "tensorboard")])
     assert any(path.stat().st_size for path in (folder / "tensorboard").iterdir())
+    logger = logs.TensorBoardLogger(tmp_path / "alone")
+    logger.write(1, 16, [0, 1], {"loss": np.array([1.0, np.nan])})
+    logger.close()
+    assert any(path.stat().st_size for path in (tmp_path / "alone").iterdir())
 
 
 def test_use_all_cores_after_jax_has_started() -> None:

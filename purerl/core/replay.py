@@ -68,7 +68,7 @@ def add(replay: Replay, batch: Any) -> Replay:
 def sample(key: Key[Array, ""], replay: Replay, batch_size: int, example: Any) -> Any:
     """batch_size transitions drawn uniformly with replacement, `[batch_size, ...]`. The memory must not be empty.
 
-    The remainder of a random word favours no transition by more than size / 2^32, at a third of randint's cost.
+    The remainder of a random word favours no transition by more than size / 2^32; randint would draw twice.
     """
     index = jax.random.bits(key, (batch_size,)) % replay.size.astype(jnp.uint32)
     return _unpack(replay.rows[index], example)
