@@ -32,7 +32,7 @@ from purerl.progress import Progress
 
 _CHUNK_SECONDS = 1.0  # how long the host waits for the device: long enough to cost nothing, short enough to feel live
 _MAX_CHUNK = 1024
-_IN_TURN = "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+_CPU_FLAGS = ("--xla_cpu_enable_concurrency_optimized_scheduler=false", "--xla_backend_optimization_level=1")
 
 
 class RunError(Exception):
@@ -65,11 +65,14 @@ def use_all_cores() -> int:
     """Makes one JAX device of each CPU core, over which the runner spreads seeds; call it before anything else in JAX.
 
     It also tells XLA to run a program's small operations in turn: handing them from core to core takes longer than the
-    operations do, and where each core has seeds of its own there is no idle core to hand them to.
+    operations do, and where each core has seeds of its own there is no idle core to hand them to. And it asks LLVM for
+    its first level of optimisation alone, which compiles a fifth faster and makes programs that are no slower.
+    What XLA_FLAGS already says of either stays.
     Returns the number of CPU devices. Raises RunError where JAX has already started with fewer.
     """
-    if _IN_TURN.partition("=")[0] not in (flags := os.environ.get("XLA_FLAGS", "")):
-        os.environ["XLA_FLAGS"] = f"{flags} {_IN_TURN}".strip()
+    given = os.environ.get("XLA_FLAGS", "")
+    missing = [flag for flag in _CPU_FLAGS if flag.partition("=")[0] not in given]
+    os.environ["XLA_FLAGS"] = " ".join([*given.split(), *missing])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         jax.config.update("jax_num_cpu_devices", cores)

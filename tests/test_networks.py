@@ -52,8 +52,8 @@ def test_encode():
 def test_dense_network():
     """Every entry of the observation counts, whatever its axes; the head has its own scale; layer_norm adds norms."""
     network = networks.Network((16, 8), "tanh", 3, head_scale=0.01)
-    init = jax.jit(lambda key, obs: networks.orthogonal(key, network.init(key, obs)))
-    params = init(KEY, jnp.zeros((1, 2, 5)))["params"]
+    init = jax.jit(lambda key, obs: networks.init(key, (network, obs)))
+    params = init(KEY, jnp.zeros((1, 2, 5)))[0]["params"]
     assert {name: layer["kernel"].shape for name, layer in params.items()} == {
         "Dense_0": (10, 16), "Dense_1": (16, 8), "Dense_2": (8, 3)
     }  # fmt: skip
@@ -110,10 +110,10 @@ def test_vmapped_init_finishes():
     """64 seeds of six 64 x 64 layers, which hung with QR; in a process of its own, since a hang cannot be caught."""
     program = """
         import jax, jax.numpy as jnp
-        from purerl.core.networks import Network, orthogonal
-        network = Network((64,) * 6, "tanh", 2)
-        init = jax.jit(jax.vmap(lambda key: orthogonal(key, network.init(key, jnp.zeros((1, 64))))))
-        kernel = init(jax.random.split(jax.random.key(0), 64))["params"]["Dense_5"]["kernel"]
+        from purerl.core import networks
+        network = networks.Network((64,) * 6, "tanh", 2)
+        init = jax.jit(jax.vmap(lambda key: networks.init(key, (network, jnp.zeros((1, 64))))))
+        kernel = init(jax.random.split(jax.random.key(0), 64))[0]["params"]["Dense_5"]["kernel"]
         print(kernel.shape, bool(jnp.isfinite(kernel).all()))
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]

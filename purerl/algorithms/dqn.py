@@ -137,8 +137,8 @@ def init(key: Key[Array, ""], config: Config) -> State:
     env, env_params = checks.env(config), checks.env_params(config)
     env_state = envs.reset(env_key, env, env_params, config.num_envs)
     obs_space, action_space = checks.spaces(config)
-    params = network(config).init(network_key, networks.encode(env_state.obs[:1], obs_space))
-    params = networks.orthogonal(network_key, params)
+    obs = networks.encode(env_state.obs[:1], obs_space)
+    (params,) = networks.init(network_key, (network(config), obs))
 
     def act(key: Key[Array, ""], obs: Array) -> Array:
         return action_space.sample(key, obs.shape[0])

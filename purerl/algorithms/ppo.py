@@ -172,8 +172,7 @@ def init(key: Key[Array, ""], config: Config) -> State:
     actor, critic = actor_critic(config)
     action_space = checks.spaces(config)[1]
     log_std = None if isinstance(action_space, envs.Discrete) else jnp.zeros(math.prod(action_space.shape))
-    params = Params(actor.init(network_key, obs), critic.init(network_key, obs), log_std)
-    params = networks.orthogonal(network_key, params)
+    params = Params(*networks.init(network_key, (actor, obs), (critic, obs)), log_std)
     return State(
         key,
         params,
@@ -232,7 +231,7 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     state, batch, episodes = collect(rollout_key, state, config)
     indices = optimize.shuffled_indices(shuffle_key, batch.value.size, config.num_epochs, config.num_minibatches)
 
-    # Adam on one vector is a few large kernels where a dozen arrays are many small ones: a fifth off a gradient step.
+    # Adam on one vector is a few large kernels where a dozen arrays are many small ones.
     params, unravel = ravel_pytree(state.params)
 
     def gradient_step(

@@ -14,13 +14,21 @@ from purerl.core.envs import Discrete, Space
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "relu": nn.relu, "swish": nn.swish, "elu": nn.elu}
 
 
+def init(key: Key[Array, ""], *networks: tuple[nn.Module, Any]) -> tuple[Any, ...]:
+    """Parameters of each (network, its inputs) pair; every kernel is a random orthogonal matrix times its own scale.
+
+    Draws all networks at once, because XLA takes longer to compile a draw than a layer; flax's `Network.init` alone
+    would fill each kernel with nothing but its scale.
+    """
+    return orthogonal(key, tuple(network.init(key, inputs) for network, inputs in networks))
+
+
 def orthogonal(key: Key[Array, ""], params: Any) -> Any:
     """Random orthogonal kernels: of each matrix in a tree, an orthonormal one times the scale that fills it.
 
     Orthonormal are its columns, or its rows where it is wide. Leaves that are no matrices (biases, norms) stay.
     Newton-Schulz iterations on Gaussian matrices: products alone, since a QR inside vmap can deadlock on CPU. Each
-    iteration multiplies small singular values by 1.5 and bends those near 1 towards 1. One draw and one loop serve all
-    matrices, because XLA takes longer to compile a draw than a layer.
+    iteration multiplies small singular values by 1.5 and bends those near 1 towards 1.
     """
     leaves, structure = jax.tree.flatten(params)
     kernels = [leaf for leaf in leaves if leaf.ndim == 2]
@@ -53,7 +61,7 @@ class Network(nn.Module):
 
     num_outputs: size of the head. head_scale: scale of the head's orthogonal initialisation.
     Input `[batch, ...]`, encoded; output `[batch, num_outputs]`.
-    `init` fills each kernel with its scale, for `orthogonal` to turn into a matrix.
+    Made by `networks.init`.
     """
 
     hidden_sizes: tuple[int, ...]
@@ -79,8 +87,8 @@ class Network(nn.Module):
 def patches(images: Float[Array, "batch height width channels"]) -> Float[Array, "patch pixels"]:
     """All 3 x 3 patches as rows `[batch * (height - 2) * (width - 2), 9 * channels]`.
 
-    A dense layer on them is a convolution without padding whose gradient is a plain matrix product: on two CPU
-    cores a gradient step on 128 Breakout-MinAtar images took 1.4 ms, with XLA's convolution 11.6 ms.
+    A dense layer on them is a convolution without padding whose gradient is a plain matrix product, for which CPUs have
+    fast kernels; XLA's convolution of so few channels has none there.
     """
     height, width = images.shape[1] - 2, images.shape[2] - 2
     shifted = [images[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
