@@ -72,6 +72,12 @@ CASES = {
         ValueError,
         "buffer_size = 150 is smaller than num_envs \\* num_steps = 160",
     ),
+    "n-step returns longer than the prefill": (
+        dqn,
+        {"learning_starts": 18, "n_step": 10, "num_envs": 2},
+        ValueError,
+        "learning_starts = 18 is smaller than n_step \\* num_envs = 20",
+    ),
     "zero envs": (ppo, {"num_envs": 0}, ValueError, "ppo.Config.num_envs must be at least 1, but is 0"),
     "negative epochs": (ppo, {"num_epochs": -1}, ValueError, "ppo.Config.num_epochs must be at least 1, but is -1"),
     "zero minibatches": (ppo, {"num_minibatches": 0}, ValueError, "num_minibatches must be at least 1"),

@@ -18,7 +18,10 @@ CHAIN = Chain()
 PARAMS = {"goal": jnp.array([3, 9, 3]), "limit": jnp.array([9, 4, 3])}
 STEPS = 9
 
-reset = jax.jit(envs.reset, static_argnums=(1, 3))
+
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def reset(key, env, params, num_envs):
+    return envs.reset(jax.random.split(key, num_envs), env, params)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -102,10 +105,10 @@ def test_timestep_counts_its_own_step(walk):
     np.testing.assert_array_equal(state.episode_return, [0, 6, 0])
 
 
-def test_transitions(walk):
+def test_flattened_trajectory(walk):
     """The oldest step first, the envs of one step side by side, and no trace of the reset."""
     trajectory = walk[2]
-    flat = rollout.transitions(trajectory)
+    flat = rollout.flatten(trajectory)
     assert flat.obs.shape == (STEPS * 3, 3) and flat.reward.shape == (STEPS * 3,)
     np.testing.assert_array_equal(flat.obs[3 * 2 + 1], trajectory.obs[2, 1])
     np.testing.assert_array_equal(flat.final_obs[3 * 2 + 1], trajectory.final_obs[2, 1])

@@ -72,7 +72,7 @@ def test_dqn_target_by_hand(double_q: bool, expected: list[float], monkeypatch: 
     """Of final_obs the target network says Q = (4, 7), the current one (6, 5), gamma = 0.9.
 
     Plain: max (4, 7) = 7. Double: the current network prefers action 0, which the target network values 4.
-    The second transition terminated, so nothing follows. The third is a time limit: stored as not terminated.
+    The second transition terminated, so nothing follows. The third is a time limit.
     """
     monkeypatch.setattr(dqn, "q_values", lambda params, obs, config: jnp.tile(params, (obs.shape[0], 1)))
     batch = Transition(
@@ -80,10 +80,11 @@ def test_dqn_target_by_hand(double_q: bool, expected: list[float], monkeypatch: 
         action=jnp.zeros(3, jnp.int32),
         reward=jnp.array([1.0, 2.0, 3.0]),
         terminated=jnp.array([False, True, False]),
+        truncated=jnp.array([False, False, True]),
         final_obs=jnp.zeros((3, 4)),
     )
     config = tiny.config(dqn, gamma=0.9, double_q=double_q)
-    target = dqn.td_target(jnp.array([[6.0, 5.0]]), jnp.array([[4.0, 7.0]]), batch, config)
+    target = dqn.td_target(jnp.array([[6.0, 5.0]]), jnp.array([[4.0, 7.0]]), batch, config.gamma, config)
     np.testing.assert_allclose(target, expected, rtol=1e-6)
 
 
@@ -91,9 +92,54 @@ def test_dqn_target_by_hand(double_q: bool, expected: list[float], monkeypatch: 
 def test_dqn_loss_by_hand(huber: bool, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Errors 0.5 and 3: squared, 0.125 and 4.5; Huber, 0.125 and 3 - 0.5 = 2.5."""
     monkeypatch.setattr(dqn, "q_values", lambda params, obs, config: jnp.array([[0.5, 9.0], [9.0, 3.0]]))
-    batch = Transition(jnp.zeros((2, 4)), jnp.array([0, 1]), jnp.zeros(2), jnp.zeros(2, bool), jnp.zeros((2, 4)))
+    obs, never = jnp.zeros((2, 4)), jnp.zeros(2, bool)
+    batch = Transition(obs, jnp.array([0, 1]), jnp.zeros(2), never, never, obs)
     total, _ = dqn.loss(None, jnp.zeros(2), batch, tiny.config(dqn, huber=huber))
     np.testing.assert_allclose(total, expected, rtol=1e-6)
+
+
+def test_n_step_return_by_hand() -> None:
+    """Three rewards 1, 2, 4, gamma = 0.5: whole, 1 + 1 + 1 = 3 and what follows counts 1/8.
+
+    Cut after the second step: 1 + 1 and 1/4, whether terminated or truncated. Terminated after the first: 1 and 1/2.
+    The observations are numbered, so that final_obs tells which step was the last.
+    """
+    nothing = jnp.zeros((3, 4), bool)
+    step = jnp.arange(3)[:, None, None] * jnp.ones((3, 4, 1))
+    sequence = Transition(
+        obs=step,
+        action=jnp.arange(12).reshape(3, 4),
+        reward=jnp.tile(jnp.array([[1.0], [2.0], [4.0]]), (1, 4)),
+        terminated=nothing.at[1, 1].set(True).at[0, 3].set(True).at[2, 3].set(True),
+        truncated=nothing.at[1, 2].set(True),
+        final_obs=step + 1,
+    )
+    batch, discount = dqn.n_step_return(sequence, 0.5)
+    np.testing.assert_array_equal(batch.reward, [3, 2, 2, 1])
+    np.testing.assert_array_equal(discount, [1 / 8, 1 / 4, 1 / 4, 1 / 2])
+    np.testing.assert_array_equal(batch.final_obs[:, 0], [3, 2, 2, 1])
+    np.testing.assert_array_equal(batch.terminated, [False, True, False, True])
+    np.testing.assert_array_equal(batch.obs[:, 0], [0, 0, 0, 0])
+    np.testing.assert_array_equal(batch.action, [0, 1, 2, 3])
+
+
+def test_one_step_return_is_the_reward() -> None:
+    obs, never = jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), bool)
+    sequence = Transition(obs, jnp.array([[0, 1]]), jnp.array([[3.0, 4.0]]), never, never, obs + 1)
+    batch, discount = dqn.n_step_return(sequence, 0.9)
+    tiny.assert_same_bits(batch, jax.tree.map(lambda x: x[0], sequence))
+    np.testing.assert_allclose(discount, [0.9, 0.9])
+
+
+def test_dueling_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs (5, 1, 3): value 5, advantages 1 and 3 with mean 2, so Q = (4, 6)."""
+
+    class Fixed:
+        def apply(self, params: Any, obs: Any) -> Any:
+            return jnp.array([[5.0, 1.0, 3.0]])
+
+    monkeypatch.setattr(dqn, "network", lambda config: Fixed())
+    np.testing.assert_allclose(dqn.q_values(None, jnp.zeros((1, 4)), tiny.config(dqn, dueling=True)), [[4, 6]])
 
 
 def test_epsilon_greedy_frequencies() -> None:
@@ -123,7 +169,7 @@ def ppo_loss(config: Any) -> tuple[Any, Any]:
 
 def dqn_loss(config: Any) -> tuple[Any, Any]:
     obs, action = jnp.full((5, 4), 0.5), jnp.array([0, 1, 1, 0, 1])
-    batch = Transition(obs, action, jnp.ones(5), jnp.zeros(5, bool), -obs)
+    batch = Transition(obs, action, jnp.ones(5), jnp.zeros(5, bool), jnp.zeros(5, bool), -obs)
     params = dqn.init(jax.random.key(0), config).params
     return lambda params: dqn.loss(params, jnp.arange(5.0), batch, config)[0], params
 

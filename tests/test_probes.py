@@ -9,6 +9,8 @@ Three situations in one env, told apart by the observation, at discount 1/2:
 A learner that takes a time limit for an end values the endless situation between 1 and 1.75.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,8 +68,10 @@ def test_ppo(normalize_obs: bool) -> None:
     assert ppo.policy(state, config)(jax.random.key(0), OBS[CHOICE]) == 1
 
 
-@pytest.mark.parametrize("double_q", [False, True])
-def test_dqn(double_q: bool) -> None:
+@pytest.mark.parametrize(
+    "switches", [{}, {"double_q": True}, {"dueling": True}, {"n_step": 4}], ids=["plain", "double", "dueling", "n-step"]
+)
+def test_dqn(switches: dict[str, Any]) -> None:
     config = dqn.Config(
         env=PROBE,
         total_timesteps=40_000,
@@ -80,7 +84,7 @@ def test_dqn(double_q: bool) -> None:
         gamma=0.5,
         learning_rate=3e-3,
         target_update_period=20,
-        double_q=double_q,
+        **switches,
     )
     state, _ = dqn.train(jax.random.key(0), config)
     q = dqn.q_values(state.params, OBS, config)

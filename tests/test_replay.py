@@ -24,6 +24,10 @@ EXAMPLE = {
 SPECIAL = np.array([np.nan, -np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-39, 3.4e38], np.float32)
 
 add = jax.jit(replay.add)
+draw_sequences = jax.jit(
+    lambda key, memory, length, num_envs: replay.sample_sequences(key, memory, 256, EXAMPLE, length, num_envs),
+    static_argnums=(2, 3),
+)
 draw = jax.jit(lambda key, memory: replay.sample(key, memory, 256, EXAMPLE))
 
 
@@ -79,6 +83,20 @@ def test_sample_is_uniform_over_filled_rows(filled):
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
+@given(st.integers(1, 3), st.integers(1, 2), st.integers(1, 40))
+def test_sequences_follow_one_environment(length, num_envs, steps):
+    """Rows of num_envs environments take turns: every sequence steps by num_envs, and all that fit are drawn."""
+    memory = replay.init(CAPACITY, EXAMPLE)
+    steps = max(steps, length)
+    for step in range(steps):
+        memory = add(memory, random_batch(np.random.default_rng(0), step * num_envs, num_envs))
+    ids = np.asarray(draw_sequences(KEY, memory, length, num_envs)["id"]) + 3  # [length, 256]
+    np.testing.assert_array_equal(np.diff(ids, axis=0), num_envs)
+    total = steps * num_envs
+    oldest, span = max(0, total - CAPACITY), (length - 1) * num_envs
+    assert set(ids[0]) == set(range(oldest, total - span))
+
+
 def test_different_keys_draw_different_rows():
     memory = add(replay.init(CAPACITY, EXAMPLE), random_batch(np.random.default_rng(0), 0, CAPACITY))
     assert (draw(KEY, memory)["id"] != draw(jax.random.key(1), memory)["id"]).any()
@@ -104,8 +122,8 @@ def test_row_sizes():
         memory = replay.init(10, replay.example(*spaces))
         return memory.rows.nbytes / 10
 
-    assert row_bytes("CartPole-v1") == 44  # 2 obs of 4 floats, action, reward, terminated: 16 + 16 + 4 + 4 + 1 = 41
-    assert row_bytes("Breakout-MinAtar") == 812  # 2 obs of 10 x 10 x 4 bits at a byte each: 800 + 4 + 4 + 1 = 809
+    assert row_bytes("CartPole-v1") == 44  # 2 obs of 4 floats, action, reward, two ends: 16 + 16 + 4 + 4 + 2 = 42
+    assert row_bytes("Breakout-MinAtar") == 812  # 2 obs of 10 x 10 x 4 bits at a byte each: 800 + 4 + 4 + 2 = 810
 
 
 def test_other_sizes_are_refused():

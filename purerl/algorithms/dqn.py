@@ -1,4 +1,4 @@
-r"""Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236), with double Q-learning (arXiv:1509.06461) as a switch.
+r"""Deep Q-network (Mnih et al. 2015, doi:10.1038/nature14236); double Q, dueling heads and n-step returns as switches.
 
 The problem left by Q-learning with a function approximator: consecutive transitions resemble each other, and every
 gradient step moves the very target it aims at; together they can make the values diverge. DQN answers both. It learns
@@ -9,7 +9,13 @@ from transitions drawn at random from a memory of the past, and it aims at a cop
     loss = E[ h(Q(s, a; params) - y) ],   h(e) = e^2 / 2, or the Huber loss: |e| - 1/2 where |e| > 1
 
 Double Q lets one network choose the action and the other value it, since the maximum over noisy estimates is biased
-upwards. Actions are epsilon-greedy, epsilon falling linearly over the first part of the training.
+upwards. A dueling network (arXiv:1511.06581, eq. 9) tells how good a state is from how much an action adds to it,
+
+    Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a'),
+
+so that each transition teaches the value of all actions. An n-step target (arXiv:1710.02298, eq. 1) sums n rewards
+before it bootstraps, fewer where the episode ends: news of a reward travels n steps at once.
+Actions are epsilon-greedy, epsilon falling linearly over the first part of the training.
 
 The memory starts with learning_starts transitions of the uniform policy. Then each iteration acts for num_steps steps
 in num_envs environments and takes gradient_steps gradient steps; an update is iterations_per_update iterations. After
@@ -17,9 +23,12 @@ every target_update_period gradient steps the target moves by tau towards the pa
 tau with period 1 keeps a running average.
 
 Departures from the paper: Adam in place of RMSProp; gradients clipped by their global norm in place of the error's
-derivative; the memory holds the observation before a reset, and a time limit bootstraps from it.
+derivative; the memory holds the observation before a reset, and a time limit bootstraps from it. Dueling value and
+advantages are two heads of one body. The rewards of an n-step target are those of the actions that were taken then,
+with no correction for how the policy has changed, as in arXiv:1710.02298.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -30,7 +39,7 @@ from flax import struct
 
 from purerl.core import config as checks
 from purerl.core import envs, networks, optimize, replay
-from purerl.core.rollout import Episodes, transitions, unroll
+from purerl.core.rollout import Episodes, flatten, unroll
 from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
 
 ACTIONS = (envs.Discrete,)
@@ -64,6 +73,10 @@ class Config:
     """Nonlinearity between layers."""
     double_q: bool = static(False)
     """Choose the next action by the parameters and value it by the target."""
+    dueling: bool = static(False)
+    """Add up Q from a value and an advantage for each action."""
+    n_step: int = static(1, low=1)
+    """Rewards summed before the bootstrap."""
     huber: bool = static(False)
     """Huber loss in place of the squared error."""
     learning_rate: Scalar = traced(2.5e-4, low=0)
@@ -85,7 +98,7 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.check(self, ACTIONS)
-        checks.replay_fits(self)
+        checks.replay_fits(self, self.n_step)
         checks.at_least_one_update(self, self.env_steps(1))
 
     @property
@@ -113,13 +126,17 @@ class State(NamedTuple):
 
 
 def network(config: Config) -> networks.Network:
-    """Layers by the observation's rank, and one output for each action."""
-    return networks.Network(config.hidden_sizes, config.activation, checks.spaces(config)[1].n)
+    """Layers by the observation's rank, and one output for each action; a dueling network has the value before them."""
+    return networks.Network(config.hidden_sizes, config.activation, config.dueling + checks.spaces(config)[1].n)
 
 
 def q_values(params: Any, obs: Array, config: Config) -> Array:
     """Q(s, .) `[B, A]` for observations `[B, ...]`."""
-    return network(config).apply(params, networks.encode(obs, checks.spaces(config)[0]))
+    outputs = network(config).apply(params, networks.encode(obs, checks.spaces(config)[0]))
+    if not config.dueling:
+        return outputs
+    value, advantage = outputs[:, :1], outputs[:, 1:]
+    return value + advantage - advantage.mean(-1, keepdims=True)
 
 
 def epsilon_greedy(key: Key[Array, ""], q: Array, epsilon: Scalar) -> Array:
@@ -133,21 +150,20 @@ def epsilon_greedy(key: Key[Array, ""], q: Array, epsilon: Scalar) -> Array:
 
 def init(key: Key[Array, ""], config: Config) -> State:
     """A fresh network, and the memory filled with learning_starts transitions of the uniform policy."""
-    key, network_key, env_key, prefill_key = jax.random.split(key, 4)
+    keys = jax.random.split(key, 3 + config.num_envs)
+    (key, network_key, prefill_key), env_keys = keys[:3], keys[3:]
     env, env_params = checks.env(config), checks.env_params(config)
-    env_state = envs.reset(env_key, env, env_params, config.num_envs)
+    env_state = envs.reset(env_keys, env, env_params)
     obs_space, action_space = checks.spaces(config)
-    obs = networks.encode(env_state.obs[:1], obs_space)
-    (params,) = networks.init(network_key, (network(config), obs))
+    (params,) = networks.init(network_key, (network(config), networks.encode(env_state.obs[:1], obs_space)))
 
     def act(key: Key[Array, ""], obs: Array) -> Array:
         return action_space.sample(key, obs.shape[0])
 
     num_steps = config.env_steps(0) // config.num_envs
     env_state, trajectory, _ = unroll(prefill_key, env, env_params, env_state, act, num_steps)
-    memory = replay.add(
-        replay.init(config.buffer_size, replay.example(obs_space, action_space)), transitions(trajectory)
-    )
+    memory = replay.init(config.buffer_size, replay.example(obs_space, action_space))
+    memory = replay.add(memory, flatten(trajectory))
     opt_state = optimize.adam(config.learning_rate, config.max_grad_norm).init(params)
     return State(key, params, params, opt_state, memory, env_state, jnp.int32(0), jnp.int32(0))
 
@@ -162,12 +178,27 @@ def policy(state: State, config: Config, *, deterministic: bool = True) -> Calla
     return act
 
 
-def td_target(params: Any, target_params: Any, batch: replay.Transition, config: Config) -> Array:
-    """y `[B]`: r + gamma (1 - terminated) times the value of final_obs, as in the equations above."""
+def n_step_return(sequence: replay.Transition, gamma: Scalar) -> tuple[replay.Transition, Array]:
+    """From steps in a row `[n, B, ...]` one long step `[B, ...]`, and the discount `[B]` of what follows it.
+
+    The reward is r_0 + gamma r_1 + ... up to the n-th step or the one that ended the episode, which gives the rest.
+    """
+    first = last = jax.tree.map(lambda x: x[0], sequence)
+    reward, discount = first.reward, jnp.full(first.reward.shape, gamma)
+    for k in range(1, sequence.reward.shape[0]):
+        step, goes_on = jax.tree.map(lambda x: x[k], sequence), ~last.done  # noqa: B023 - called at once
+        reward = reward + jnp.where(goes_on, discount * step.reward, 0.0)
+        discount = jnp.where(goes_on, discount * gamma, discount)
+        last = jax.tree.map(functools.partial(jax.vmap(jnp.where), goes_on), step, last)
+    return last._replace(obs=first.obs, action=first.action, reward=reward), discount
+
+
+def td_target(params: Any, target_params: Any, batch: replay.Transition, discount: Scalar, config: Config) -> Array:
+    """y `[B]`: r + discount (1 - terminated) times the value of final_obs, as in the equations above."""
     next_q = q_values(target_params, batch.final_obs, config)
     chosen = (q_values(params, batch.final_obs, config) if config.double_q else next_q).argmax(-1)
     next_value = jnp.take_along_axis(next_q, chosen[:, None], axis=-1)[:, 0]
-    return batch.reward + config.gamma * jnp.where(batch.terminated, 0.0, next_value)
+    return batch.reward + discount * jnp.where(batch.terminated, 0.0, next_value)
 
 
 def loss(params: Any, target: Array, batch: replay.Transition, config: Config) -> tuple[Array, Metrics]:
@@ -180,8 +211,12 @@ def loss(params: Any, target: Array, batch: replay.Transition, config: Config) -
 
 def gradient_step(key: Key[Array, ""], state: State, config: Config) -> tuple[State, Metrics]:
     """One batch from the memory, one Adam step, and every target_update_period steps a move of the target."""
-    batch = replay.sample(key, state.replay, config.batch_size, replay.example(*checks.spaces(config)))
-    target = td_target(state.params, state.target_params, batch, config)
+    example = replay.example(*checks.spaces(config))
+    sequence = replay.sample_sequences(
+        key, state.replay, config.batch_size, example, length=config.n_step, num_envs=config.num_envs
+    )
+    batch, discount = n_step_return(sequence, config.gamma)
+    target = td_target(state.params, state.target_params, batch, discount, config)
     grads, metrics = jax.grad(loss, has_aux=True)(state.params, target, batch, config)
     optimizer = optimize.adam(config.learning_rate, config.max_grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -198,7 +233,6 @@ def gradient_step(key: Key[Array, ""], state: State, config: Config) -> tuple[St
 
 def update(state: State, config: Config) -> tuple[State, Metrics]:
     """iterations_per_update times: T steps in N envs into the memory, then gradient_steps gradient steps."""
-    key, update_key = jax.random.split(state.key)
     env, env_params = checks.env(config), checks.env_params(config)
 
     def iteration(
@@ -213,12 +247,13 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
             return epsilon_greedy(key, q_values(state.params, obs, config), epsilon)
 
         env_state, trajectory, episodes = unroll(keys[0], env, env_params, state.env_state, act, config.num_steps)
-        memory = replay.add(state.replay, transitions(trajectory))
+        memory = replay.add(state.replay, flatten(trajectory))
         state = state._replace(env_state=env_state, replay=memory)
         state, metrics = jax.lax.scan(lambda state, key: gradient_step(key, state, config), state, keys[1:])
         return state, (metrics, episodes, epsilon)
 
-    keys = jax.random.split(update_key, (config.iterations_per_update, 1 + config.gradient_steps))
+    keys = jax.random.split(state.key, 1 + config.iterations_per_update * (1 + config.gradient_steps))
+    key, keys = keys[0], keys[1:].reshape(config.iterations_per_update, -1)
     inputs = (keys, jnp.arange(config.iterations_per_update))
     state, (metrics, episodes, epsilon) = jax.lax.scan(iteration, state, inputs)
     state = state._replace(key=key, updates=state.updates + 1)

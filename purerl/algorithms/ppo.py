@@ -165,14 +165,15 @@ def critic(params: Params, obs: Array, config: Config) -> Array:
 
 def init(key: Key[Array, ""], config: Config) -> State:
     """Fresh networks and N fresh episodes."""
-    key, network_key, env_key = jax.random.split(key, 3)
-    env, env_params = checks.env(config), checks.env_params(config)
-    env_state = envs.reset(env_key, env, env_params, config.num_envs)
+    keys = jax.random.split(key, 2 + config.num_envs)
+    (key, network_key), env_keys = keys[:2], keys[2:]
+    env_state = envs.reset(env_keys, checks.env(config), checks.env_params(config))
     obs = observe(env_state.obs[:1], None, config)
     actor, critic = actor_critic(config)
     action_space = checks.spaces(config)[1]
     log_std = None if isinstance(action_space, envs.Discrete) else jnp.zeros(math.prod(action_space.shape))
-    params = Params(*networks.init(network_key, (actor, obs), (critic, obs)), log_std)
+    actor_params, critic_params = networks.init(network_key, (actor, obs), (critic, obs))
+    params = Params(actor_params, critic_params, log_std)
     return State(
         key,
         params,

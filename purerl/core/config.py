@@ -80,8 +80,16 @@ def at_least_one_update(config: Any, env_steps: int) -> None:
         )
 
 
-def replay_fits(config: Any) -> None:
-    """Raises ValueError where the replay memory cannot hold its prefill, one batch, or what one iteration adds."""
+def replay_fits(config: Any, n_step: int = 1) -> None:
+    """Raises ValueError where the replay memory cannot hold its prefill, one batch, or what one iteration adds.
+
+    n_step: steps in a row that the algorithm samples; the prefill must hold as many of each env.
+    """
+    if n_step * config.num_envs > config.env_steps(0):
+        raise ValueError(
+            f"learning_starts = {config.learning_starts} is smaller than n_step * num_envs = "
+            f"{n_step * config.num_envs}, the least that {n_step}-step returns can be drawn from."
+        )
     needs = {
         "batch_size": config.batch_size,
         "learning_starts (rounded up to whole steps of num_envs)": config.env_steps(0),

@@ -395,10 +395,10 @@ def params_axes(env: Env, params: Any, shared: int | None = None) -> Any:
     return jax.tree.map(lambda leaf, own: 0 if jnp.ndim(leaf) > jnp.ndim(own) else shared, params, env.default_params)
 
 
-def reset(key: Key[Array, ""], env: Env, params: Any, num_envs: int) -> EnvState:
-    """N fresh episodes. A leaf of params with a leading axis `[N]` gives each env its own value."""
-    obs, state = start(jax.random.split(key, num_envs), env, params)
-    return EnvState(state, obs, jnp.zeros(num_envs), jnp.zeros(num_envs, jnp.int32))
+def reset(keys: Key[Array, " N"], env: Env, params: Any) -> EnvState:
+    """N fresh episodes, one for each key. A leaf of params with a leading axis `[N]` gives each env its own value."""
+    obs, state = start(keys, env, params)
+    return EnvState(state, obs, jnp.zeros(keys.shape), jnp.zeros(keys.shape, jnp.int32))
 
 
 def start(keys: Key[Array, " N"], env: Env, params: Any) -> tuple[Array, Any]:

@@ -9,8 +9,8 @@ from purerl.core.types import Scalar
 
 
 def adam(learning_rate: Scalar, max_grad_norm: Scalar, eps: float = 1e-5) -> optax.GradientTransformation:
-    """Adam after clipping the gradient by its global norm over all parameters."""
-    return optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate, eps=eps))
+    """Adam after clipping the gradient by its global norm over all parameters; its moments are one vector each."""
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate, eps=eps)))
 
 
 def linear_schedule(start: Scalar, end: Scalar, fraction: Scalar) -> Array:

@@ -15,17 +15,24 @@ from purerl.core.envs import Space
 
 
 class Transition(NamedTuple):
-    """One step of one environment; a batch of them has axes `[B, ...]`.
+    """One step of one environment; a batch of them has axes `[B, ...]`, a trajectory of N environments `[T, N, ...]`.
 
+    action: what the policy drew; continuous actions live in the unit box (`Box.from_unit` scales them for the env).
+    terminated: nothing follows. truncated: the episode was cut, but the value of final_obs counts as ever.
     final_obs: the observation that the action led to, before any reset.
-    terminated: nothing follows. A time limit is not stored: the value of final_obs counts as ever.
     """
 
     obs: Array
     action: Array
     reward: Float[Array, "*B"]
     terminated: Bool[Array, "*B"]
+    truncated: Bool[Array, "*B"]
     final_obs: Array
+
+    @property
+    def done(self) -> Bool[Array, "*B"]:
+        """terminated or truncated: where recursions over time are cut."""
+        return self.terminated | self.truncated
 
 
 class Replay(NamedTuple):
@@ -40,7 +47,7 @@ def example(obs_space: Space, action_space: Space) -> Transition:
     """Shapes and dtypes of one transition between these spaces, without batch axis."""
     shaped: Any = jax.ShapeDtypeStruct
     obs, action = (shaped(space.shape, space.dtype) for space in (obs_space, action_space))
-    return Transition(obs, action, shaped((), "float32"), shaped((), "bool"), obs)
+    return Transition(obs, action, shaped((), "float32"), shaped((), "bool"), shaped((), "bool"), obs)
 
 
 def num_words(example: Any) -> int:
@@ -66,12 +73,26 @@ def add(replay: Replay, batch: Any) -> Replay:
 
 
 def sample(key: Key[Array, ""], replay: Replay, batch_size: int, example: Any) -> Any:
-    """batch_size transitions drawn uniformly with replacement, `[batch_size, ...]`. The memory must not be empty.
+    """batch_size transitions drawn uniformly with replacement, `[batch_size, ...]`. The memory must not be empty."""
+    return jax.tree.map(lambda x: x[0], sample_sequences(key, replay, batch_size, example, 1, 1))
+
+
+def sample_sequences(
+    key: Key[Array, ""], replay: Replay, batch_size: int, example: Any, length: int, num_envs: int
+) -> Any:
+    """Each transition drawn with those that followed it in its environment, `[length, batch_size, ...]`.
+
+    num_envs: environments that take turns in the rows. A sequence may run on into the next episode. The memory must
+    hold at least length * num_envs rows; a first transition is any of those that have enough successors.
 
     The remainder of a random word favours no transition by more than size / 2^32; randint would draw twice.
     """
-    index = jax.random.bits(key, (batch_size,)) % replay.size.astype(jnp.uint32)
-    return _unpack(replay.rows[index], example)
+    span, capacity = (length - 1) * num_envs, replay.rows.shape[0]
+    age = jax.random.bits(key, (batch_size,)) % (replay.size - span).astype(jnp.uint32)
+    first = replay.position - replay.size + age.astype(jnp.int32)  # negative where the ring has wrapped
+    index = (first[None] + num_envs * jnp.arange(length)[:, None]) % capacity
+    flat = _unpack(replay.rows[index.reshape(-1)], example)
+    return jax.tree.map(lambda x: x.reshape(length, batch_size, *x.shape[1:]), flat)
 
 
 def _bytes(leaf: Any) -> int:

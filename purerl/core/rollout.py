@@ -5,33 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from purerl.core import envs
 from purerl.core.replay import Transition
 from purerl.core.types import Metrics
 
 _SMALL_STATE_BYTES = 1024  # CartPole's state has 20 bytes, Breakout-MinAtar's 430, a Brax ant's 2,300
-
-
-class Trajectory(NamedTuple):
-    """T steps in N environments; axes `[T, N, ...]`.
-
-    action: what the policy drew; continuous actions live in the unit box (`Box.from_unit` scales them for the env).
-    final_obs: the observation each action led to, before any reset.
-    """
-
-    obs: Array
-    action: Array
-    reward: Float[Array, "T N"]
-    terminated: Bool[Array, "T N"]
-    truncated: Bool[Array, "T N"]
-    final_obs: Array
-
-    @property
-    def done(self) -> Bool[Array, "T N"]:
-        """terminated or truncated: where recursions over time are cut."""
-        return self.terminated | self.truncated
 
 
 class Episodes(NamedTuple):
@@ -54,8 +34,8 @@ def unroll(
     env_state: envs.EnvState,
     act: Callable[[Key[Array, ""], Array], Array],
     num_steps: int,
-) -> tuple[envs.EnvState, Trajectory, Episodes]:
-    """Acts for num_steps steps from env_state, and accounts for the episodes that end on the way.
+) -> tuple[envs.EnvState, Transition, Episodes]:
+    """Acts for T = num_steps steps from env_state: the trajectory `[T, N, ...]`, and the account of its episodes.
 
     act: (key, obs `[N, ...]`) -> action `[N, ...]`, a continuous one on the scale [-1, 1].
     """
@@ -71,7 +51,7 @@ def unroll(
     # step, since T * N of them would outweigh the trajectory.
     ahead = sum(x.nbytes for x in jax.tree.leaves(env_state.state)) <= num_envs * _SMALL_STATE_BYTES
 
-    def body(env_state: envs.EnvState, inputs: Any) -> tuple[envs.EnvState, tuple[Trajectory, Episodes]]:
+    def body(env_state: envs.EnvState, inputs: Any) -> tuple[envs.EnvState, tuple[Transition, Episodes]]:
         act_key, step_keys, fresh = inputs
         action = act(act_key, env_state.obs)
         fresh = fresh if ahead else start(fresh)
@@ -79,7 +59,7 @@ def unroll(
         reward, terminated, truncated, final_obs, *_ = timestep
         ended = timestep.done
         episode_return, episode_length = (jnp.where(ended, x, 0).sum() for x in timestep[-2:])
-        trajectory = Trajectory(env_state.obs, action, reward, terminated, truncated, final_obs)
+        trajectory = Transition(env_state.obs, action, reward, terminated, truncated, final_obs)
         return next_state, (trajectory, Episodes(ended.sum(), episode_return, episode_length))
 
     env_state, (trajectory, episodes) = jax.lax.scan(
@@ -91,9 +71,3 @@ def unroll(
 def flatten(tree: Any) -> Any:
     """Merges the first two axes: `[T, N, ...]` becomes `[T * N, ...]`."""
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
-
-
-def transitions(trajectory: Trajectory) -> Transition:
-    """What a replay memory keeps of a trajectory, `[T * N, ...]`, the oldest step first."""
-    obs, action, reward, terminated, _, final_obs = trajectory
-    return flatten(Transition(obs, action, reward, terminated, final_obs))
