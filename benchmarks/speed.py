@@ -66,7 +66,8 @@ value loss. DQN: CartPole-v1, 1 env, batch 128, one gradient step after each env
 What differs is part of each library: purerl clips gradients by their global norm, bootstraps from the observation at a
 time limit, starts layers orthogonal and returns metrics of every update; rejax clips gradients entry by entry and
 returns no metrics. rejax runs as its manual says, `jax.jit(algo.train)`, and with many seeds `jax.vmap`; purerl runs
-one seed as `train` and many as `runner.train`, after `use_all_cores()`. Both run on the CPU."""
+one seed as `train` and many as `runner.train`, after `use_all_cores()`, which sets two flags of XLA. Both run on the
+CPU."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ def main() -> None:
         print(_USAGE)
         return
     if arguments[0] not in commands:
-        _fail(f"There is no command {arguments[0]!r}{_near(arguments[0], list(commands))}.")
+        _fail(f"There is no command {arguments[0]!r}{_near(arguments[0], list(commands))}")
     try:
         commands[arguments[0]](arguments[1:])
     except (runner.RunError, checkpoint.CheckpointError, ValueError, TypeError, ImportError) as error:
@@ -118,13 +118,13 @@ def _fail(message: str) -> None:
 
 def _near(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}"
+    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}."
 
 
 def algorithm_named(name: str) -> Any:
     """The algorithm's module. Raises ValueError with the nearest names."""
     if name not in purerl.ALGORITHMS:
-        raise ValueError(f"There is no algorithm named {name!r}{_near(name, list(purerl.ALGORITHMS))}.")
+        raise ValueError(f"There is no algorithm named {name!r}{_near(name, list(purerl.ALGORITHMS))}")
     return importlib.import_module(f"purerl.algorithms.{name}")
 
 
@@ -138,6 +138,9 @@ def train(arguments: list[str]) -> None:
     elif name is not None:
         algorithm = algorithm_named(name)
         default, options = _tuned(algorithm, _value_of("--env", arguments)), TrainOptions()
+    elif {"-h", "--help"} & set(arguments):
+        print(f"usage: purerl train {{{','.join(purerl.ALGORITHMS)}}} [flags]\nEach algorithm lists its flags: --help.")
+        return
     else:
         raise ValueError(f"Name an algorithm: purerl train {{{','.join(purerl.ALGORITHMS)}}} [flags].")
     config, options = _parsed(algorithm, default, options, arguments[1:] if name else arguments)

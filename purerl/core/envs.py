@@ -32,9 +32,11 @@ An environment of your own is any hashable object with these five members (see `
             return position.astype(jnp.float32)[None]
 """
 
+import contextlib
 import copy
 import difflib
 import functools
+import io
 from collections.abc import Hashable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -236,9 +238,14 @@ def _make(env: Any) -> Env:
 
 def names() -> list[str]:
     """Every environment name that `make` knows, gymnax first. Imports gymnax and Brax, which takes seconds."""
-    import brax.envs
+    return _gymnax_names() + [f"brax/{name}" for name in sorted(_import_brax()._envs)]
 
-    return _gymnax_names() + [f"brax/{name}" for name in sorted(brax.envs._envs)]
+
+def _import_brax() -> Any:
+    """brax.envs, without what mujoco prints of GPU packages that it looks for and nobody here needs."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        import brax.envs
+    return brax.envs
 
 
 def _gymnax_names() -> list[str]:
@@ -263,18 +270,17 @@ def _make_gymnax(name: str) -> Env:
 
 
 def _make_brax(name: str) -> Env:
-    import brax.envs
-
+    brax_envs = _import_brax()
     robot, _, backend = name.removeprefix("brax/").partition("/")
     backend = backend or BRAX_BACKENDS[0]
-    if robot not in brax.envs._envs:
+    if robot not in brax_envs._envs:
         raise _unknown(name, names())
     if backend not in BRAX_BACKENDS:
         raise ValueError(
             f"Brax has no physics backend {backend!r}, in {name!r}: use one of {', '.join(BRAX_BACKENDS)}."
         )
     with jax.ensure_compile_time_eval():
-        return Brax(brax.envs.get_environment(robot, backend=backend))
+        return Brax(brax_envs.get_environment(robot, backend=backend))
 
 
 def _check_brax_wrappers(env: Any) -> None:
