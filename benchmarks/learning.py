@@ -76,8 +76,10 @@ def main() -> None:
     purerl.use_all_cores()
     entries = list(all_entries()) if options.all else parse(options.entries)
     options.out.mkdir(parents=True, exist_ok=True)
-    rows = [run_entry(entry, options) for entry in entries]
-    write_summary(options.out, rows)
+    rows = []
+    for entry in entries:
+        rows.append(run_entry(entry, options))
+        write_summary(options.out, rows[-1])
     for row in rows:
         verdict = "reached" if row["reached"] else "NOT reached"
         print(f"{row['algorithm']} {row['env']} {row['variant']}: mean {row['mean']}, bar {row['bar']} {verdict}")
@@ -209,17 +211,14 @@ def write_curve(out: Path, entry: Entry, metrics: dict[str, np.ndarray], config:
     plt.close(figure)
 
 
-def write_summary(out: Path, rows: list[dict[str, Any]]) -> None:
-    """Puts the rows into summary.csv, in place of older ones of the same entries, and writes summary.md from it."""
+def write_summary(out: Path, row: dict[str, Any]) -> None:
+    """Puts the row into summary.csv, in place of an older one of the same entry, and writes summary.md from it."""
     path = out / "summary.csv"
     table = {}
     if path.exists():
         with path.open(newline="") as file:
-            table = {(row["algorithm"], row["env"], row["variant"]): row for row in csv.DictReader(file)}
-    table |= {
-        (row["algorithm"], row["env"], row["variant"]): {name: str(value) for name, value in row.items()}
-        for row in rows
-    }
+            table = {tuple(old[name] for name in Entry._fields): old for old in csv.DictReader(file)}
+    table[tuple(row[name] for name in Entry._fields)] = {name: str(value) for name, value in row.items()}
     ordered = [table[key] for key in sorted(table)]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, _ENTRY + _SCORES + _PROVENANCE, lineterminator="\n")

@@ -1,6 +1,10 @@
-"""One episode as something to look at: a GIF of a gymnax environment, an interactive HTML page of a Brax one."""
+"""One episode as something to look at: a GIF of a gymnax environment, an interactive HTML page of a Brax one.
+
+The page is Brax's own, and a browser that opens it loads the viewer, three.js, from the network.
+"""
 
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -74,6 +78,8 @@ def _save_gif(path: Path, env: envs.Gymnax, params: Any, states: list[Any], retu
     if env.env.name in SUPPORTED_GYM_ENVS and importlib.util.find_spec("pygame") is None:
         raise ImportError(f"Drawing {env.env.name} needs `pip install 'purerl[video]'`.")
     states = [jax.tree.map(jnp.asarray, state) for state in states]
+    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
+        os.environ.setdefault(driver, "dummy")  # pictures go to a file: no window, and no search for a sound card
     try:
         visualizer = Visualizer(env.env, params, states, returns)
         visualizer.animate(str(path))

@@ -27,7 +27,11 @@ class Setting:
 _DOUBLE = {"double": {"double_q": True}}
 
 TUNED: Mapping[tuple[str, str], Setting] = {
-    ("ppo", "CartPole-v1"): Setting({"total_timesteps": 500_000}, bar=490),
+    ("ppo", "CartPole-v1"): Setting(
+        {"total_timesteps": 500_000},
+        bar=490,
+        variants={"150k": {"total_timesteps": 150_000, "learning_rate": 1e-3}},
+    ),
     ("ppo", "Acrobot-v1"): Setting(
         {
             "total_timesteps": 500_000,

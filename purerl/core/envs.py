@@ -37,6 +37,7 @@ import copy
 import difflib
 import functools
 import io
+import warnings
 from collections.abc import Hashable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -242,7 +243,8 @@ def names() -> list[str]:
 
 
 def _import_brax() -> Any:
-    """brax.envs, without what mujoco prints of GPU packages that it looks for and nobody here needs."""
+    """brax.envs, without what mujoco prints of GPU packages, and without Brax's advice to move to another engine."""
+    warnings.filterwarnings("ignore", "Brax System, piplines and environments", UserWarning)
     with contextlib.redirect_stdout(io.StringIO()):
         import brax.envs
     return brax.envs
