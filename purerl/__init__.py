@@ -11,10 +11,11 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-ALGORITHMS = ("dqn", "ppo")
+ALGORITHMS = ("dqn", "ppo", "q_learning", "sarsa")
 
-_HOMES = {name: f"purerl.algorithms.{name}" for name in ALGORITHMS} | {
+_HOMES = {name: f"purerl.algorithms.{name}" for name in (*ALGORITHMS, "value_iteration")} | {
     "envs": "purerl.core.envs",
+    "mdp": "purerl.core.mdp",
     "plot": "purerl.plot",
     "render": "purerl.render",
     "runner": "purerl.runner",

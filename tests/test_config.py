@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from purerl import dqn, ppo
-from purerl.core import envs
 from tests.toy_envs import Chain
 
 KEY = jax.random.key(0)
@@ -175,14 +174,6 @@ def test_static_fields_refuse_tracers(algorithm, field):
             TypeError, match=f"{algorithm.__name__.split('.')[-1]}.Config.{field} is static.*Python int"
         ):
             transform(train)(jnp.array([8, 16]))
-
-
-def test_env_params_of_another_length():
-    """A leaf with a leading axis is one value per env."""
-    params = envs.make("CartPole-v1").default_params
-    with pytest.raises(ValueError, match=r"env_params has a leaf of shape \(3,\).*num_envs = 4 long"):
-        ppo.Config(num_envs=4, env_params=params.replace(gravity=jnp.ones(3)))
-    ppo.Config(num_envs=3, num_minibatches=3, env_params=params.replace(gravity=jnp.ones(3)))
 
 
 def test_good_input():

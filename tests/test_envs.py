@@ -310,3 +310,19 @@ def test_docstring_example():
     result = ppo.train(KEY, ppo.Config(env=corridor, total_timesteps=32, **small))
     assert result.state.updates == 2
     assert np.isfinite(result.metrics["value_loss"]).all() and (result.metrics["grad_norm"] > 0).all()
+
+
+def test_env_params_of_another_length():
+    """A leaf with a leading axis is one value per env."""
+    params = envs.make("CartPole-v1").default_params
+    with pytest.raises(ValueError, match=r"env_params has a leaf of shape \(3,\).*num_envs = 4 long"):
+        ppo.init(KEY, ppo.Config(num_envs=4, env_params=params.replace(gravity=jnp.ones(3))))
+    jax.eval_shape(ppo.init, KEY, ppo.Config(num_envs=4, env_params=params.replace(gravity=jnp.ones(4))))
+
+
+def test_configs_can_be_stacked():
+    """Three Configs as one with a leading axis, whatever num_envs is, and vmapped: each has its own physics."""
+    params = envs.make("CartPole-v1").default_params
+    configs = [ppo.Config(num_envs=4, env_params=params.replace(gravity=g)) for g in (8.0, 9.0, 10.0)]
+    stacked = jax.tree.map(lambda *x: jnp.stack([jnp.asarray(leaf) for leaf in x]), *configs)
+    assert jax.eval_shape(jax.vmap(ppo.init, (None, 0)), KEY, stacked).env_state.obs.shape == (3, 4, 4)

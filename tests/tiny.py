@@ -10,6 +10,8 @@ import numpy as np
 from purerl import runner
 
 FIELDS = {
+    "q_learning": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
+    "sarsa": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
     "ppo": {
         "num_envs": 2,
         "num_steps": 8,

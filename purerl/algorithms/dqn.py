@@ -39,6 +39,7 @@ from flax import struct
 
 from purerl.core import config as checks
 from purerl.core import envs, networks, optimize, replay
+from purerl.core.distributions import epsilon_greedy
 from purerl.core.rollout import Episodes, flatten, unroll
 from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
 
@@ -137,15 +138,6 @@ def q_values(params: Any, obs: Array, config: Config) -> Array:
         return outputs
     value, advantage = outputs[:, :1], outputs[:, 1:]
     return value + advantage - advantage.mean(-1, keepdims=True)
-
-
-def epsilon_greedy(key: Key[Array, ""], q: Array, epsilon: Scalar) -> Array:
-    """argmax_a q `[B, A]`, but with probability epsilon a uniform action; `[B]`."""
-    batch, num_actions = q.shape
-    draw = jax.random.uniform(key, (batch,))
-    # Below epsilon the draw is uniform on [0, epsilon), so it can also say which action: one draw, not two.
-    random_action = jnp.minimum(draw / jnp.maximum(epsilon, 1e-8) * num_actions, num_actions - 1).astype(jnp.int32)
-    return jnp.where(draw < epsilon, random_action, q.argmax(-1))
 
 
 def init(key: Key[Array, ""], config: Config) -> State:

@@ -15,8 +15,22 @@ def env(config: Any) -> envs.Env:
 
 
 def env_params(config: Any) -> Any:
-    """`config.env_params`, or the environment's defaults where it is None."""
-    return env(config).default_params if config.env_params is None else config.env_params
+    """`config.env_params`, or the environment's defaults where it is None.
+
+    Raises ValueError where a leaf has one value for each env, but not as many as there are. The Config itself cannot
+    say so, since Configs stacked for vmap have a leading axis of their own.
+    """
+    environment = env(config)
+    if config.env_params is None:
+        return environment.default_params
+    num_envs = getattr(config, "num_envs", 1)
+    for leaf, own in zip(jax.tree.leaves(config.env_params), jax.tree.leaves(environment.default_params), strict=True):
+        if jnp.ndim(leaf) == jnp.ndim(own) + 1 and jnp.shape(leaf)[0] != num_envs:
+            raise ValueError(
+                f"env_params has a leaf of shape {jnp.shape(leaf)}: a leading axis gives each env its own value, so it "
+                f"must be num_envs = {num_envs} long."
+            )
+    return config.env_params
 
 
 def spaces(config: Any) -> tuple[envs.Space, Any]:
@@ -28,10 +42,10 @@ def spaces(config: Any) -> tuple[envs.Space, Any]:
     return environment.observation_space(first), environment.action_space(first)
 
 
-def check(config: Any, actions: tuple[type, ...]) -> None:
+def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> None:
     """Every field against its declaration, the env against what the algorithm can act on.
 
-    actions: the action spaces that the algorithm handles.
+    actions: the action spaces that the algorithm handles. tabular: it keeps a table, so observations must be numbers.
     Raises TypeError or ValueError with one sentence that names the field.
     """
     validate(config)
@@ -44,25 +58,21 @@ def check(config: Any, actions: tuple[type, ...]) -> None:
             f"{algorithm} acts in {action_kinds(actions)} action spaces only, but {config.env} has the action space "
             f"{space}."
         )
-    if config.env_params is not None:
-        _check_env_params(config, environment)
+    if tabular and not isinstance(environment.observation_space(environment.default_params), envs.Discrete):
+        raise ValueError(
+            f"{algorithm} keeps one entry for each observation, but those of {config.env} are not numbered: "
+            f"{environment.observation_space(environment.default_params)}. Use dqn or linear_q, or number the states."
+        )
+    if config.env_params is None:
+        return
+    given, default = (jax.tree.structure(params) for params in (config.env_params, environment.default_params))
+    if given != default:
+        raise ValueError(f"env_params must be made like the defaults of {config.env}, {default}, but is {given}.")
 
 
 def action_kinds(actions: tuple[type, ...]) -> str:
     """Action spaces in words: "discrete", "continuous", or both."""
     return " and ".join({envs.Discrete: "discrete", envs.Box: "continuous"}[kind] for kind in actions)
-
-
-def _check_env_params(config: Any, environment: envs.Env) -> None:
-    given, default = (jax.tree.structure(params) for params in (config.env_params, environment.default_params))
-    if given != default:
-        raise ValueError(f"env_params must be made like the defaults of {config.env}, {default}, but is {given}.")
-    for leaf, own in zip(jax.tree.leaves(config.env_params), jax.tree.leaves(environment.default_params), strict=True):
-        if jnp.ndim(leaf) == jnp.ndim(own) + 1 and jnp.shape(leaf)[0] != config.num_envs:
-            raise ValueError(
-                f"env_params has a leaf of shape {jnp.shape(leaf)}: a leading axis gives each env its own value, so it "
-                f"must be num_envs = {config.num_envs} long."
-            )
 
 
 def divides(config: Any, field: str, product: str, value: int) -> None:

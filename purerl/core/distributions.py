@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
+from purerl.core.types import Scalar
+
 _LOG_2PI = 1.8378770664093453
 _LOG_2 = 0.6931471805599453
 
@@ -100,3 +102,12 @@ class TanhGaussian(NamedTuple):
     def _log_prob_of(self, u: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
         log_det = 2 * (_LOG_2 - u - jax.nn.softplus(-2 * u))
         return self.base.log_prob(u) - log_det.sum(-1)
+
+
+def epsilon_greedy(key: Key[Array, ""], q: Float[Array, "B A"], epsilon: Scalar) -> Int[Array, " B"]:
+    """argmax_a q `[B, A]`, but with probability epsilon a uniform action; `[B]`."""
+    batch, num_actions = q.shape
+    draw = jax.random.uniform(key, (batch,))
+    # Below epsilon the draw is uniform on [0, epsilon), so it can also say which action: one draw, not two.
+    random_action = jnp.minimum(draw / jnp.maximum(epsilon, 1e-8) * num_actions, num_actions - 1).astype(jnp.int32)
+    return jnp.where(draw < epsilon, random_action, q.argmax(-1))

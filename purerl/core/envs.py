@@ -216,7 +216,8 @@ def make(env: Any) -> Env:
 @functools.lru_cache(maxsize=256)
 def _make(env: Any) -> Env:
     if isinstance(env, str):
-        return _make_brax(env) if env.startswith("brax/") else _make_gymnax(env)
+        prefix = env.partition("/")[0]
+        return {"brax": _make_brax, "mdp": _make_mdp}.get(prefix, _make_gymnax)(env)
     if isinstance(env, Gymnax | Brax):
         return env
     if hasattr(env, "step_env") and hasattr(env, "reset_env"):
@@ -239,7 +240,9 @@ def _make(env: Any) -> Env:
 
 def names() -> list[str]:
     """Every environment name that `make` knows, gymnax first. Imports gymnax and Brax, which takes seconds."""
-    return _gymnax_names() + [f"brax/{name}" for name in sorted(_import_brax()._envs)]
+    from purerl.core import mdp  # which imports this module
+
+    return [*_gymnax_names(), *mdp.NAMES, *(f"brax/{name}" for name in sorted(_import_brax()._envs))]
 
 
 def _import_brax() -> Any:
@@ -269,6 +272,15 @@ def _make_gymnax(name: str) -> Env:
         raise _unknown(name, names())
     with jax.ensure_compile_time_eval():
         return Gymnax(gymnax.make(name)[0], binary_obs=name in _BINARY_OBS)
+
+
+def _make_mdp(name: str) -> Env:
+    from purerl.core import mdp  # which imports this module
+
+    if name not in mdp.NAMES:
+        raise _unknown(name, list(mdp.NAMES))
+    model, time_limit = mdp.NAMES[name]
+    return mdp.Tabular(model(), time_limit)
 
 
 def _make_brax(name: str) -> Env:

@@ -39,6 +39,36 @@ def unroll(
 
     act: (key, obs `[N, ...]`) -> action `[N, ...]`, a continuous one on the scale [-1, 1].
     """
+    env_state, _, trajectory, episodes = online(
+        key,
+        env,
+        params,
+        env_state,
+        None,
+        lambda learner, key, obs: act(key, obs),
+        lambda learner, transition, *_: (learner, transition),
+        num_steps,
+    )
+    return env_state, trajectory, episodes
+
+
+def online(
+    key: Key[Array, ""],
+    env: envs.Env,
+    params: Any,
+    env_state: envs.EnvState,
+    learner: Any,
+    act: Callable[[Any, Key[Array, ""], Array], Array],
+    learn: Callable[[Any, Transition, Array, Any], tuple[Any, Any]],
+    num_steps: int,
+    given: Any = None,
+) -> tuple[envs.EnvState, Any, Any, Episodes]:
+    """Acts and learns in turn, for T = num_steps steps: env_state, learner, what learn gave `[T, ...]`, the episodes.
+
+    act: (learner, key, obs `[N, ...]`) -> action `[N, ...]`, a continuous one on the scale [-1, 1].
+    learn: (learner, transition `[N, ...]`, next obs `[N, ...]`, given) -> (learner, output). The next obs is what act
+    will see: final_obs, or the first observation of a new episode. given: arrays `[T, ...]`, of which learn gets a row.
+    """
     num_envs = env_state.episode_length.shape[0]
     # All keys at once are one large threefry call in place of several small ones a step.
     keys = jax.random.split(key, (num_steps, 1 + 2 * num_envs))
@@ -51,21 +81,24 @@ def unroll(
     # step, since T * N of them would outweigh the trajectory.
     ahead = sum(x.nbytes for x in jax.tree.leaves(env_state.state)) <= num_envs * _SMALL_STATE_BYTES
 
-    def body(env_state: envs.EnvState, inputs: Any) -> tuple[envs.EnvState, tuple[Transition, Episodes]]:
-        act_key, step_keys, fresh = inputs
-        action = act(act_key, env_state.obs)
+    def body(carry: tuple[envs.EnvState, Any], inputs: Any) -> tuple[tuple[envs.EnvState, Any], tuple[Any, Episodes]]:
+        env_state, learner = carry
+        act_key, step_keys, fresh, given = inputs
+        action = act(learner, act_key, env_state.obs)
         fresh = fresh if ahead else start(fresh)
         next_state, timestep = envs.step(step_keys, env, params, env_state, action, fresh)
         reward, terminated, truncated, final_obs, *_ = timestep
         ended = timestep.done
         episode_return, episode_length = (jnp.where(ended, x, 0).sum() for x in timestep[-2:])
-        trajectory = Transition(env_state.obs, action, reward, terminated, truncated, final_obs)
-        return next_state, (trajectory, Episodes(ended.sum(), episode_return, episode_length))
+        transition = Transition(env_state.obs, action, reward, terminated, truncated, final_obs)
+        learner, output = learn(learner, transition, next_state.obs, given)
+        return (next_state, learner), (output, Episodes(ended.sum(), episode_return, episode_length))
 
-    env_state, (trajectory, episodes) = jax.lax.scan(
-        body, env_state, (act_keys, step_keys, jax.vmap(start)(start_keys) if ahead else start_keys)
+    starts = jax.vmap(start)(start_keys) if ahead else start_keys
+    (env_state, learner), (outputs, episodes) = jax.lax.scan(
+        body, (env_state, learner), (act_keys, step_keys, starts, given), length=num_steps
     )
-    return env_state, trajectory, jax.tree.map(jnp.sum, episodes)
+    return env_state, learner, outputs, jax.tree.map(jnp.sum, episodes)
 
 
 def flatten(tree: Any) -> Any:

@@ -1,0 +1,217 @@
+"""Exact MDPs: the tables against what is known of them, planners against linear solves, sampling against the tables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from purerl.algorithms import value_iteration
+from purerl.core import envs, mdp
+from purerl.core.mdp import MDP, Tabular
+
+KEY = jax.random.key(0)
+TWO = MDP(  # action 0 stays for 1, action 1 goes to the terminal state 1 with 1/2 and pays 4 there
+    jnp.array([[[0, 0], [0, 1]], [[1, 1], [1, 1]]]),
+    jnp.full((2, 2, 2), 0.5),
+    jnp.array([[[1.0, 1.0], [0.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]]]),
+    jnp.array([False, True]),
+    jnp.array([1.0, 0.0]),
+)
+MODELS = {name: make() for name, (make, _) in mdp.NAMES.items()}
+
+
+@pytest.fixture(scope="module")
+def garnets() -> MDP:
+    """100 random MDPs, stacked."""
+    return jax.vmap(lambda key: mdp.garnet(key, 12, 3, 4))(jax.random.split(KEY, 100))
+
+
+def test_expectations_by_hand() -> None:
+    """r(0, .) = (1, 2); of V = (10, 99) only state 0 counts, since 1 is terminal: (10, 5)."""
+    np.testing.assert_allclose(mdp.expected_reward(TWO)[0], [1, 2])
+    np.testing.assert_allclose(mdp.expected_value(TWO, jnp.array([10.0, 99.0]))[0], [10, 5])
+
+
+def test_policy_value_by_hand() -> None:
+    """gamma = 0.5. Staying: 1 / (1 - 0.5) = 2. Leaving: V = 2 + V / 4, so 8/3. Either with a half: 1.5 + 0.375 V."""
+    for policy, value in (([1, 0], 2), ([0, 1], 8 / 3), ([0.5, 0.5], 2.4)):
+        np.testing.assert_allclose(mdp.policy_value(TWO, [policy, policy], 0.5), [value, 0])
+    np.testing.assert_allclose(mdp.optimal_value(TWO, 0.5), [8 / 3, 0])
+
+
+def test_known_values() -> None:
+    """The random walk's i / 6 (Sutton and Barto, example 6.2), FrozenLake's 0.542, the 13 steps along the cliff."""
+    np.testing.assert_allclose(mdp.optimal_value(MODELS["mdp/random_walk"], 1.0), [0, *np.arange(1, 6) / 6, 0])
+    lake, cliff = MODELS["mdp/frozen_lake_4x4_slippery"], MODELS["mdp/cliff_walking"]
+    assert mdp.optimal_value(lake, 0.99)[0] == pytest.approx(0.542, abs=5e-4)
+    assert mdp.optimal_value(cliff, 1.0)[36] == pytest.approx(-13)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_dense_is_the_same(name: str) -> None:
+    """Tables of all states give the sums of the short ones, which are distributions, and value iteration sees it."""
+    model = MODELS[name]
+    table = mdp.dense(model)
+    mdp.check(table)
+    value = jax.random.normal(KEY, (model.num_states,))
+    np.testing.assert_allclose(mdp.expected_reward(table), mdp.expected_reward(model), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(mdp.expected_value(table, value), mdp.expected_value(model, value), rtol=1e-4, atol=1e-5)
+    assert (model.terminal[np.argmax(model.start)] == np.False_) and model.terminal.any()
+
+
+def test_frozen_lake_is_gymnax() -> None:
+    """Every entry of the slippery tables against 3,000 steps of gymnax's env: next states, rewards, ends."""
+    from gymnax.environments.misc.frozen_lake import EnvState, FrozenLake
+
+    env, model, num = FrozenLake(), mdp.dense(MODELS["mdp/frozen_lake_4x4_slippery"]), 3000
+
+    def sample(key: jax.Array, state: jax.Array, action: jax.Array) -> tuple[jax.Array, ...]:
+        _, after, reward, terminated, _ = env.step_env(
+            key, EnvState(position=state, time=0), action, env.default_params
+        )
+        return after.position, reward, terminated
+
+    states, actions = (x.ravel() for x in np.meshgrid(np.arange(16), np.arange(4), indexing="ij"))
+    keys = jax.random.split(KEY, num)
+    following, reward, terminated = jax.jit(jax.vmap(jax.vmap(sample, (0, None, None)), (None, 0, 0)))(
+        keys, states, actions
+    )
+    for i in np.flatnonzero(~np.asarray(model.terminal)[states]):
+        row = np.asarray(model.probability[states[i], actions[i]])
+        frequency = np.bincount(following[i], minlength=16) / num
+        np.testing.assert_allclose(frequency, row, atol=5 * np.sqrt(0.25 / num))
+        assert ((frequency > 0) == (row > 0)).all()
+    np.testing.assert_array_equal(reward, np.asarray(following) == 15)
+    np.testing.assert_array_equal(terminated, np.asarray(model.terminal)[following])
+
+
+@pytest.mark.parametrize("model", [TWO, mdp.dense(TWO)], ids=["sparse", "dense"])
+def test_env_samples_the_table(model: MDP) -> None:
+    """From state 0, action 1: half stay for 0, half reach the end for 4; the clock truncates the third step."""
+    env = Tabular(model, time_limit=3)
+    step = jax.jit(jax.vmap(lambda key, time: env.step(key, (jnp.int32(0), time), jnp.int32(1), model), (0, None)))
+    obs, (state, time), reward, terminated, truncated = step(jax.random.split(KEY, 4000), 2)
+    np.testing.assert_array_equal(obs, state)
+    np.testing.assert_array_equal(reward, 4.0 * (state == 1))
+    np.testing.assert_array_equal(terminated, state == 1)
+    assert truncated.all() and (time == 3).all() and not step(jax.random.split(KEY, 2), 1)[-1].any()
+    assert stats.binomtest(int(terminated.sum()), 4000, 0.5).pvalue > 1e-3
+
+
+def test_draw_never_gives_what_is_impossible() -> None:
+    """Float sums of many equal parts end short of 1, and what is left must not fall on an entry of probability 0."""
+    probability = jnp.concatenate([jnp.full(999, 1 / 999), jnp.zeros(3)])
+    drawn = jax.vmap(lambda key: mdp._draw(key, probability))(jax.random.split(KEY, 20_000))
+    assert drawn.min() >= 0 and drawn.max() < 999
+    assert stats.chisquare(np.bincount(drawn, minlength=999)).pvalue > 1e-3
+
+
+def test_garnet(garnets: MDP) -> None:
+    """Distributions over different successors, and no two alike."""
+    for i in range(5):
+        mdp.check(jax.tree.map(lambda x, i=i: x[i], garnets))
+    successors = np.sort(garnets.successor, axis=-1)
+    assert (np.diff(successors, axis=-1) > 0).all()
+    assert len(np.unique(garnets.reward)) > 0.99 * garnets.reward.size
+
+
+def test_names_are_envs() -> None:
+    for name, model in MODELS.items():
+        env = envs.make(name)
+        assert env.observation_space(env.default_params).n == model.num_states
+        np.testing.assert_array_equal(env.default_params.probability, model.probability)
+    with pytest.raises(ValueError, match=r"mdp/clif.*did you mean mdp/cliff_walking"):
+        envs.make("mdp/clif")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Planners
+
+
+@pytest.mark.parametrize("policy_iteration", [False, True])
+@pytest.mark.parametrize("name", ["mdp/frozen_lake_8x8_slippery", "mdp/gridworld", "mdp/cliff_walking"])
+def test_planners_reach_the_optimum(name: str, policy_iteration: bool) -> None:
+    """V within 1e-5 of the linear solves; each residual at most gamma times the one before; greedy is optimal."""
+    config = value_iteration.Config(env=name, policy_iteration=policy_iteration, gamma=0.95)
+    state, metrics = value_iteration.train(KEY, config)
+    best = mdp.optimal_value(MODELS[name], 0.95)
+    np.testing.assert_allclose(state.params, best, atol=1e-5)
+    residual = np.asarray(metrics["residual"])
+    assert residual.shape == (config.num_updates,) and residual[-1] <= config.tolerance
+    if not policy_iteration:
+        moving = residual[:-1] > 1e-5
+        assert (residual[1:][moving] <= 0.95 * residual[:-1][moving] + 1e-6).all()
+    act = value_iteration.policy(state, config)
+    actions = np.array([act(KEY, s) for s in range(len(best))])
+    np.testing.assert_allclose(mdp.policy_value(MODELS[name], np.eye(4)[actions], 0.95), best, atol=1e-5)
+
+
+def test_many_mdps_in_one_call(garnets: MDP) -> None:
+    """100 random MDPs vmapped, each to the optimum of its own linear solves."""
+    env = Tabular(jax.tree.map(lambda x: x[0], garnets))
+
+    def solve(model: MDP) -> jax.Array:
+        return value_iteration.train(KEY, value_iteration.Config(env=env, env_params=model, gamma=0.9)).state.params
+
+    values = jax.jit(jax.vmap(solve))(garnets)
+    for i, value in enumerate(values):
+        best = mdp.optimal_value(jax.tree.map(lambda x, i=i: x[i], garnets), 0.9)
+        np.testing.assert_allclose(value, best, atol=1e-5)
+
+
+def test_chunked_updates_equal_train() -> None:
+    """`update` by `update` gives what `train` gives, also after the residual is within the tolerance."""
+    config = value_iteration.Config(env="mdp/frozen_lake_4x4", max_sweeps=12)
+    update = jax.jit(value_iteration.update)
+    state, rows = value_iteration.init(KEY, config), []
+    for _ in range(config.num_updates):
+        state, row = update(state, config)
+        rows.append(row)
+    whole, metrics = value_iteration.train(KEY, config)
+    assert rows[-1]["residual"] <= config.tolerance < rows[3]["residual"]
+    np.testing.assert_array_equal(state.params, whole.params)
+    assert state.updates == whole.updates and state.sweeps == whole.sweeps < config.num_updates
+    for name, x in metrics.items():
+        np.testing.assert_array_equal([row[name] for row in rows], x)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Bad input
+
+
+WRONG = {
+    "row does not sum to 1": ({"probability": TWO.probability.at[0, 1, 1].set(0.4)}, r"probability\[0, 1\] .* 0.9"),
+    "NaN": ({"probability": TWO.probability.at[1, 0, 1].set(jnp.nan)}, r"NaN at \(1, 0, 1\)"),
+    "negative": ({"probability": TWO.probability.at[0, 0].set(jnp.array([-1.0, 2.0]))}, r"negative at \(0, 0, 0\)"),
+    "infinite reward": ({"reward": TWO.reward.at[0, 0, 1].set(jnp.inf)}, r"reward must be finite.*\(0, 0, 1\)"),
+    "reward of another shape": ({"reward": TWO.reward[:, :1]}, r"MDP.reward must have the shape \(2, 2, 2\)"),
+    "terminal of another shape": ({"terminal": jnp.zeros(3, bool)}, r"MDP.terminal must have the shape \(2,\)"),
+    "start is no distribution": ({"start": jnp.array([0.5, 0.6])}, r"MDP.start must sum to 1, but sums to 1.1"),
+    "successor outside": (
+        {"successor": TWO.successor.at[0, 0, 0].set(2)},
+        r"successor must lie in 0 .. 1.*\(0, 0, 0\)",
+    ),
+    "a matrix": ({"probability": TWO.probability[0]}, r"\[states, actions, successors\].*\(2, 2\)"),
+    "short dense rows": (
+        {"successor": None, "probability": jnp.ones((2, 2, 1)), "reward": jnp.ones((2, 2, 1))},
+        r"dense table must be \[S, A, S\]",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_tables_are_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tabular(TWO._replace(**changes))
+
+
+def test_planner_refuses_what_it_cannot_plan() -> None:
+    with pytest.raises(TypeError, match="CartPole-v1 shows no transition probabilities"):
+        value_iteration.Config(env="CartPole-v1")
+    with pytest.raises(ValueError, match=r"value_iteration.Config.gamma must be .*\[0, 1\], but is 1.5"):
+        value_iteration.Config(gamma=1.5)
+    endless = Tabular(TWO._replace(terminal=jnp.array([False, False])))
+    with pytest.raises(ValueError, match="gamma = 1 needs an end within reach of every state, but state 0"):
+        value_iteration.Config(env=endless, gamma=1.0)
+    assert value_iteration.Config(env=Tabular(TWO), gamma=1.0).gamma == 1.0
