@@ -58,7 +58,15 @@ TUNED: Mapping[tuple[str, str], Setting] = {
         bar=-190,
     ),
     ("dqn", "CartPole-v1"): Setting(
-        {"total_timesteps": 500_000, "target_update_period": 1, "tau": 0.02}, bar=488, variants=_DOUBLE
+        {
+            "total_timesteps": 500_000,
+            "activation": "tanh",
+            "learning_rate": 1e-4,
+            "target_update_period": 1,
+            "tau": 0.05,
+        },
+        bar=488,
+        variants=_DOUBLE,
     ),
     ("dqn", "MountainCar-v0"): Setting(
         {
