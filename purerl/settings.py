@@ -60,7 +60,7 @@ TUNED: Mapping[tuple[str, str], Setting] = {
     ("dqn", "CartPole-v1"): Setting(
         {
             "total_timesteps": 500_000,
-            "activation": "tanh",
+            "n_step": 5,
             "learning_rate": 1e-4,
             "target_update_period": 1,
             "tau": 0.05,
