@@ -60,8 +60,10 @@ TUNED: Mapping[tuple[str, str], Setting] = {
     ("dqn", "CartPole-v1"): Setting(
         {
             "total_timesteps": 500_000,
+            "buffer_size": 100_000,
             "n_step": 5,
-            "learning_rate": 1e-4,
+            "anneal_learning_rate": True,
+            "learning_rate": 2e-4,
             "target_update_period": 1,
             "tau": 0.05,
         },

@@ -78,6 +78,8 @@ class Config:
     """Add up Q from a value and an advantage for each action."""
     n_step: int = static(1, low=1)
     """Rewards summed before the bootstrap."""
+    anneal_learning_rate: bool = static(False)
+    """Let the learning rate fall linearly to 0."""
     huber: bool = static(False)
     """Huber loss in place of the squared error."""
     learning_rate: Scalar = traced(2.5e-4, low=0)
@@ -210,7 +212,9 @@ def gradient_step(key: Key[Array, ""], state: State, config: Config) -> tuple[St
     batch, discount = n_step_return(sequence, config.gamma)
     target = td_target(state.params, state.target_params, batch, discount, config)
     grads, metrics = jax.grad(loss, has_aux=True)(state.params, target, batch, config)
-    optimizer = optimize.adam(config.learning_rate, config.max_grad_norm)
+    remaining = 1 - state.updates / config.num_updates
+    learning_rate = config.learning_rate * (remaining if config.anneal_learning_rate else 1.0)
+    optimizer = optimize.adam(learning_rate, config.max_grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
 
