@@ -66,7 +66,7 @@ def use_all_cores() -> int:
 
     It also tells XLA to run a program's small operations in turn: handing them from core to core takes longer than the
     operations do, and where each core has seeds of its own there is no idle core to hand them to. And it asks LLVM for
-    its first level of optimisation alone, which compiles a fifth faster and makes programs that are no slower.
+    its first level of optimisation alone, which compiles faster.
     What XLA_FLAGS already says of either stays.
     Returns the number of CPU devices. Raises RunError where JAX has already started with fewer.
     """

@@ -14,7 +14,11 @@ upwards. A dueling network (arXiv:1511.06581, eq. 9) tells how good a state is f
     Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a'),
 
 so that each transition teaches the value of all actions. An n-step target (arXiv:1710.02298, eq. 1) sums n rewards
-before it bootstraps, fewer where the episode ends: news of a reward travels n steps at once.
+before it bootstraps, fewer where the episode ends,
+
+    y = r_0 + gamma r_1 + ... + gamma^(n-1) r_(n-1) + gamma^n (1 - terminated) max_a' Q(s_n, a'; target),
+
+so that news of a reward travels n steps at once.
 Actions are epsilon-greedy, epsilon falling linearly over the first part of the training.
 
 The memory starts with learning_starts transitions of the uniform policy. Then each iteration acts for num_steps steps

@@ -61,7 +61,7 @@ def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> N
     if tabular and not isinstance(environment.observation_space(environment.default_params), envs.Discrete):
         raise ValueError(
             f"{algorithm} keeps one entry for each observation, but those of {config.env} are not numbered: "
-            f"{environment.observation_space(environment.default_params)}. Use dqn or linear_q, or number the states."
+            f"{environment.observation_space(environment.default_params)}. Use dqn, or number the states."
         )
     if config.env_params is None:
         return

@@ -22,7 +22,6 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from purerl.core.envs import Discrete
 
-MAX_STATES = 100_000  # what `from_env` is willing to enumerate
 _UP, _RIGHT, _DOWN, _LEFT = range(4)
 _MOVES = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
 
