@@ -11,9 +11,9 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-ALGORITHMS = ("dqn", "ppo", "q_learning", "sarsa")
+ALGORITHMS = ("dqn", "linear_q", "ppo", "pqn", "q_learning", "sarsa", "td", "value_iteration")
 
-_HOMES = {name: f"purerl.algorithms.{name}" for name in (*ALGORITHMS, "value_iteration")} | {
+_HOMES = {name: f"purerl.algorithms.{name}" for name in ALGORITHMS} | {
     "envs": "purerl.core.envs",
     "mdp": "purerl.core.mdp",
     "plot": "purerl.plot",

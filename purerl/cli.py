@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 import purerl
-from purerl import checkpoint, runner, settings
+from purerl import checkpoint, logs, runner, settings
 from purerl.core import config as checks
 
 
@@ -64,8 +64,8 @@ class PlotOptions:
 
     folders: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Folders of the runs."""
-    metric: str = "episode_return"
-    """Column of metrics.csv."""
+    metric: str | None = None
+    """Column of metrics.csv; the return of the episodes where not given, or of a planner the first metric."""
     out: str | None = None
     """Picture to write; <folder>/curve.png of the first where not given."""
 
@@ -187,14 +187,14 @@ def _parsed(algorithm: Any, default: Any, options: TrainOptions, arguments: list
     description = algorithm.__doc__.split("\n")[0]
     flags: Any = dataclasses.make_dataclass("Train", fields)  # type: ignore[arg-type]  # pairs and triples
     parsed = tyro.cli(flags, args=arguments, prog=f"purerl train {_module_name(algorithm)}", description=description)
-    return algorithm.Config(**dataclasses.asdict(parsed.config), env_params=default.env_params), parsed.run
+    return default.replace(**dataclasses.asdict(parsed.config)), parsed.run
 
 
 def _flags(config_class: type, default: Any) -> type:
     """A plain dataclass of a Config's fields as flags: the text under each field is its help, `default` its default."""
     helps, fields = field_docs(config_class), []
     for field in dataclasses.fields(config_class):
-        if field.name != "env_params":
+        if field.type is not Any:  # env_params and other arrays are for Python alone
             kind: Any = field.type
             flag = Annotated[kind, tyro.conf.arg(help=helps[field.name])]
             fields.append((field.name, flag, dataclasses.field(default=getattr(default, field.name))))
@@ -231,8 +231,6 @@ def _module_name(algorithm: Any) -> str:
 
 
 def _loggers(options: TrainOptions, folder: Path, config: Any) -> list[Callable[[], Any]]:
-    from purerl import logs
-
     makers: list[Callable[[], Any]] = []
     if options.tensorboard:
         makers.append(lambda: logs.TensorBoardLogger(folder / "tensorboard"))
@@ -248,19 +246,21 @@ def _report(run: runner.Run, folder: Path) -> None:
     metrics = plotting.read_metrics(folder)
     evaluations = _evaluations(run, num_episodes=100, deterministic=True, seed=0)
     last_tenth = {name: x[:, -max(1, x.shape[1] // 10) :] for name, x in metrics.items()}
-    training = plotting.smooth(last_tenth, "episode_return", points=1)[1][:, 0]
-    table = Table(
-        title=f"{_module_name(run.algorithm)} {run.config.env}, {run.config.env_steps(run.updates):,} env steps a seed"
-    )
-    for heading in ("seed", "return in training (last tenth)", "return of the final policy (100 episodes, greedy)"):
+    headline = logs.headline(metrics)
+    training = plotting.smooth(last_tenth, headline, points=1)[1][:, 0]
+    per_seed = run.config.env_steps(run.updates)
+    done = f"{per_seed:,} env steps a seed" if per_seed else f"{run.updates:,} updates"
+    table = Table(title=f"{_module_name(run.algorithm)} {run.config.env}, {done}")
+    learned = "return in training" if headline == "episode_return" else headline
+    for heading in ("seed", f"{learned} (last tenth)", "return of the final policy (100 episodes, greedy)"):
         table.add_column(heading, justify="right")
     for seed, in_training, returns in zip(run.seeds, training, evaluations, strict=True):
-        table.add_row(str(seed), f"{in_training:.2f}", f"{returns.mean():.2f}")
+        table.add_row(str(seed), f"{in_training:.4g}", f"{returns.mean():.2f}")
     Console().print(table)
-    steps = metrics_steps(run)
-    if steps:
-        rate = f"{steps / run.run_seconds:,.0f} env steps/s"
-        print(f"Compile {run.compile_seconds:.1f} s, run {run.run_seconds:.1f} s, {rate}.")
+    if next(iter(run.metrics.values())).size:
+        steps = metrics_steps(run)
+        rate = f", {steps / run.run_seconds:,.0f} env steps/s" if steps else ""
+        print(f"Compile {run.compile_seconds:.1f} s, run {run.run_seconds:.1f} s{rate}.")
     picture = folder / "curve.png"
     plotting.figure_of(plotting.runs([folder])).savefig(picture, dpi=150)
     print(f"Curve: {picture}")

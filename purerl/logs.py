@@ -2,11 +2,19 @@
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+
+_COUNTERS = ("seed", "update", "env_steps")
+
+
+def headline(metrics: Iterable[str]) -> str:
+    """The metric to show of a run: the return of its episodes, or the first one of an algorithm that never acts."""
+    names = [name for name in metrics if name not in _COUNTERS]
+    return "episode_return" if "episode_return" in names else names[0]
 
 
 class Logger(Protocol):
@@ -31,7 +39,7 @@ class CsvLogger:
     def __init__(self, path: Path, names: Sequence[str], keep_updates: int = 0):
         self.names = sorted(names)
         kept = _rows_until(path, keep_updates) if path.exists() else []
-        header = ",".join(["seed", "update", "env_steps", *self.names])
+        header = ",".join([*_COUNTERS, *self.names])
         partial = path.with_suffix(".tmp")
         partial.write_text("\n".join([header, *kept]) + "\n")
         partial.replace(path)

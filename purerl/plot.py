@@ -68,7 +68,7 @@ def learning_curve(
     metrics: Mapping[str, Any],
     config: Any = None,
     *,
-    name: str = "episode_return",
+    name: str | None = None,
     label: str | None = None,
     ax: Axes | None = None,
     show_seeds: bool = True,
@@ -76,8 +76,11 @@ def learning_curve(
     """Draws a metric over training: each seed thin, their IQM bold, its 95 % bootstrap interval as a band.
 
     metrics: as `train` returns them, of one seed or vmapped over many. config: where given, the x axis counts env
-    steps; without it, updates.
+    steps; without it, or where there are none, updates. name: which metric; None means the return of the episodes, or
+    the first metric of an algorithm that never acts.
     """
+    name = logs.headline(metrics) if name is None else name
+    config = config if config is not None and config.env_steps(config.num_updates) else None
     ax = plt.subplots(figsize=(7, 4), layout="constrained")[1] if ax is None else ax
     updates, values = smooth(metrics, name)
     x = updates if config is None else np.array([config.env_steps(int(update)) for update in updates])
@@ -97,12 +100,13 @@ def learning_curve(
     return ax
 
 
-def runs(folders: Sequence[str | Path], *, name: str = "episode_return", ax: Axes | None = None) -> Axes:
-    """The learning curves of several run folders in one picture, seeds in the legend."""
+def runs(folders: Sequence[str | Path], *, name: str | None = None, ax: Axes | None = None) -> Axes:
+    """The learning curves of several run folders in one picture, seeds in the legend; name: as in `learning_curve`."""
     ax = plt.subplots(figsize=(8, 4.5), layout="constrained")[1] if ax is None else ax
     for folder in folders:
         algorithm, config, seeds = runner.read_config(folder)
         metrics = read_metrics(folder)
+        name = logs.headline(metrics) if name is None else name
         if name not in metrics:
             raise runner.RunError(f"{folder}/metrics.csv has no column {name!r}; it has {', '.join(metrics)}.")
         label = f"{algorithm.__name__.split('.')[-1]} {config.env} ({len(seeds)} seeds)"

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from purerl import logs
+
 
 class Progress:
     """Env steps count all seeds. Where the output is no terminal, one line a tenth of the way is printed instead."""
@@ -43,12 +45,18 @@ class Progress:
         """rows: the newest metrics, `[num_seeds, chunk]`."""
         done = (self.config.env_steps(updates) - self.config.env_steps(self.first_update)) * self.num_seeds
         rate = done / (time.perf_counter() - self.started)
-        status = f"{self.config.env_steps(updates) * self.num_seeds:,} steps  {rate:,.0f}/s  {self._returns(rows)}"
+        steps = f"{self.config.env_steps(updates) * self.num_seeds:,} steps  {rate:,.0f}/s"
+        status = f"{steps}  {self._returns(rows)}" if "episodes" in rows else self._planned(rows)
         self.bar.update(self.task, completed=updates, status=status)
         fraction = updates / self.config.num_updates
         if not self.live and fraction >= self.next_line:
             self.console.print(f"{self.name}  {fraction:4.0%}  {status}", highlight=False, soft_wrap=True)
             self.next_line = fraction + 0.1
+
+    def _planned(self, rows: dict[str, np.ndarray]) -> str:
+        """What an algorithm that never acts has to show."""
+        name = logs.headline(rows)
+        return f"{name} {rows[name][:, -1].mean():.4g}"
 
     def _returns(self, rows: dict[str, np.ndarray]) -> str:
         count = rows["episodes"]

@@ -7,6 +7,7 @@ import dataclasses
 import importlib
 import inspect
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -34,6 +35,11 @@ class Programs(NamedTuple):
     vmapped: Any  # its Result for all seeds
     many: runner.Run  # the same seeds through the runner: two devices, two seeds at once, one of them padding
     solo: runner.Run  # seed 1 alone through the runner
+
+    @property
+    def acts(self) -> bool:
+        """False for a planner, which has no episodes, no env_state and nothing random."""
+        return self.config.env_steps(self.config.num_updates) > 0
 
 
 @pytest.fixture(scope="module", params=purerl.ALGORITHMS)
@@ -71,18 +77,24 @@ def test_every_field_is_documented(programs: Programs) -> None:
 
 def test_result_shapes(programs: Programs) -> None:
     state, metrics = programs.vmapped
-    assert {"episodes", "episode_return", "episode_length"} <= set(metrics)
+    episodes = {"episodes", "episode_return", "episode_length"}
+    assert episodes <= set(metrics) if programs.acts else not episodes & set(metrics)
     assert all(x.shape == (len(SEEDS), programs.config.num_updates) for x in metrics.values())
     assert programs.config.num_updates >= 4
     np.testing.assert_array_equal(state.updates, programs.config.num_updates)
-    assert programs.config.env_steps(programs.config.num_updates) <= programs.config.total_timesteps
+    if programs.acts:
+        assert programs.config.env_steps(programs.config.num_updates) <= programs.config.total_timesteps
 
 
 def test_seeds_differ_in_network_and_data(programs: Programs) -> None:
     key_data = np.asarray(jax.vmap(jax.random.key_data)(programs.keys))
     assert len(np.unique(key_data, axis=0)) == len(SEEDS)
-    # A table starts with the same value everywhere, so what differs is what was learned.
-    states = programs.many.states if programs.config.env.startswith("mdp/") else initial_states(programs)
+    if not programs.acts:
+        assert_same_bits(*(jax.tree.map(lambda x, i=i: x[i], programs.many.states.params) for i in (0, 1)))
+        return
+    # A table, or a weight for each feature, starts with the same value everywhere: what differs is what was learned.
+    drawn = hasattr(programs.config, "hidden_sizes")
+    states = initial_states(programs) if drawn else programs.many.states
     first, second = (jax.tree.map(lambda x, i=i: x[i], states) for i in (0, 1))
     for name in ("params", "env_state"):
         pairs = zip(arrays(getattr(first, name)), arrays(getattr(second, name)), strict=True)
@@ -98,7 +110,8 @@ def initial_states(programs: Programs) -> Any:
 
 def test_same_key_same_bits_in_one_trace(programs: Programs) -> None:
     assert_same_bits(programs.train(programs.keys, programs.config), programs.vmapped)
-    other = programs.config.replace(learning_rate=programs.config.learning_rate / 2)
+    field = "learning_rate" if programs.acts else "gamma"
+    other = programs.config.replace(**{field: getattr(programs.config, field) / 2})
     metrics = programs.train(programs.keys, other).metrics
     assert any((x != y).any() for x, y in zip(arrays(metrics), arrays(programs.vmapped.metrics), strict=True))
     assert programs.train._cache_size() == 1
@@ -119,7 +132,7 @@ def test_vmaps_over_every_traced_field(programs: Programs) -> None:
     )
     batched = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * 2), config)
     _, metrics = jax.eval_shape(jax.vmap(algorithm.train, (None, 0)), programs.keys[0], batched)
-    assert metrics["episodes"].shape == (2, config.num_updates)
+    assert {x.shape for x in metrics.values()} == {(2, config.num_updates)}
 
 
 def test_every_traced_field_is_used(programs: Programs) -> None:
@@ -150,14 +163,26 @@ def test_every_static_field_changes_the_program(programs: Programs) -> None:
     algorithm, config = programs.algorithm, programs.config
 
     def program(config: Any) -> str:
-        return str(jax.make_jaxpr(algorithm.train)(programs.keys[0], config))
+        jaxpr = jax.make_jaxpr(algorithm.train)(programs.keys[0], config)
+        return "\n".join([str(jaxpr), *(str(np.asarray(x)) for x in constants(jaxpr))])
 
-    before = program(config)
+    name = algorithm.__name__.split(".")[-1]
+    others, read_under = tiny.OTHERS.get(name, {}), tiny.READ_UNDER.get(name, {})
+    whole = program(config)
     for field in dataclasses.fields(config):
         if not field.metadata.get("pytree_node", True):
-            assert program(config.replace(**{field.name: another(field, getattr(config, field.name))})) != before, (
-                field.name
-            )
+            switched = config.replace(**read_under.get(field.name, {}))
+            other = others.get(field.name) or another(field, getattr(config, field.name))
+            before = whole if switched == config else program(switched)
+            assert program(switched.replace(**{field.name: other})) != before, field.name
+
+
+def constants(jaxpr: Any) -> Iterator[Any]:
+    """Arrays that stand in a program as they are, whose values its text leaves out."""
+    yield from jaxpr.consts
+    for value in (value for equation in jaxpr.jaxpr.eqns for value in equation.params.values()):
+        if hasattr(value, "consts"):
+            yield from constants(value)
 
 
 def another(field: dataclasses.Field, value: Any) -> Any:

@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from purerl import dqn, ppo
 from purerl.core.distributions import Categorical
 from purerl.core.replay import Transition
+from purerl.core.returns import n_step
 from tests import tiny
 
 
@@ -114,7 +115,7 @@ def test_n_step_return_by_hand() -> None:
         truncated=nothing.at[1, 2].set(True),
         final_obs=step + 1,
     )
-    batch, discount = dqn.n_step_return(sequence, 0.5)
+    batch, discount = n_step(sequence, 0.5)
     np.testing.assert_array_equal(batch.reward, [3, 2, 2, 1])
     np.testing.assert_array_equal(discount, [1 / 8, 1 / 4, 1 / 4, 1 / 2])
     np.testing.assert_array_equal(batch.final_obs[:, 0], [3, 2, 2, 1])
@@ -126,7 +127,7 @@ def test_n_step_return_by_hand() -> None:
 def test_one_step_return_is_the_reward() -> None:
     obs, never = jnp.zeros((1, 2, 4)), jnp.zeros((1, 2), bool)
     sequence = Transition(obs, jnp.array([[0, 1]]), jnp.array([[3.0, 4.0]]), never, never, obs + 1)
-    batch, discount = dqn.n_step_return(sequence, 0.9)
+    batch, discount = n_step(sequence, 0.9)
     tiny.assert_same_bits(batch, jax.tree.map(lambda x: x[0], sequence))
     np.testing.assert_allclose(discount, [0.9, 0.9])
 

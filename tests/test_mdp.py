@@ -125,12 +125,73 @@ def test_names_are_envs() -> None:
         envs.make("mdp/clif")
 
 
+@pytest.mark.parametrize("slippery", [True, False])
+def test_from_env_is_the_map(slippery: bool) -> None:
+    """FrozenLake enumerated from gymnax's steps is the one built from its map, state by state."""
+    from gymnax.environments.misc.frozen_lake import FrozenLake
+
+    enumerated = mdp.dense(mdp.from_env(FrozenLake(map_name="8x8", is_slippery=slippery)))
+    drawn = mdp.dense(mdp.frozen_lake("8x8", slippery))
+    for name in ("probability", "terminal", "start"):
+        np.testing.assert_allclose(getattr(enumerated, name), getattr(drawn, name), atol=1e-6)
+    np.testing.assert_allclose(mdp.expected_reward(enumerated), mdp.expected_reward(drawn), atol=1e-6)
+
+
+def test_from_env_samples_as_the_env_does() -> None:
+    """FourRooms, 104 cells: next cells of 20,000 steps of gymnax's own env against the table's row."""
+    from gymnax.environments.misc.rooms import EnvState, FourRooms
+
+    env, model = FourRooms(), MODELS["mdp/four_rooms"]
+    assert model.num_states == 104 and model.terminal.sum() == 1
+    cells, goal = np.asarray(env.coords), np.asarray(env.goal_fixed)
+    np.testing.assert_array_equal(cells[np.argmax(model.terminal)], goal)
+    np.testing.assert_array_equal(cells[np.argmax(model.start)], env.pos_fixed)
+
+    def sample(key: jax.Array, cell: jax.Array, action: jax.Array) -> tuple[jax.Array, ...]:
+        state = EnvState(pos=cell, goal=jnp.asarray(goal), time=0)
+        _, after, reward, terminated, _ = env.step_env(key, state, action, env.default_params)
+        return after.pos, reward, terminated
+
+    step, num = jax.jit(jax.vmap(sample, (0, None, None))), 20_000
+    beside_goal = int(np.flatnonzero((cells == goal - [0, 1]).all(1))[0])
+    for state, action in ((0, 0), (beside_goal, 1), (51, 2), (103, 3)):
+        position, reward, terminated = step(jax.random.split(KEY, num), jnp.asarray(cells[state]), action)
+        following = (np.asarray(position)[:, None] == cells).all(-1).argmax(1)
+        row = np.zeros(104)
+        np.add.at(row, np.asarray(model.successor[state, action]), np.asarray(model.probability[state, action]))
+        np.testing.assert_allclose(np.bincount(following, minlength=104) / num, row, atol=5 * np.sqrt(0.25 / num))
+        assert float(reward.mean()) == pytest.approx(float(mdp.expected_reward(model)[state, action]), abs=0.02)
+        np.testing.assert_array_equal(terminated, np.asarray(model.terminal)[following])
+
+
+def test_from_env_of_a_deterministic_env() -> None:
+    """DeepSea: a triangle of 8 rows and the 9 cells below; diving right all the way pays 1 less 8 moves of 0.01 / 8."""
+    model = mdp.from_env("DeepSea-bsuite")
+    assert model.num_states == 8 * 9 // 2 + 9 and model.terminal.sum() == 9
+    assert mdp.optimal_value(model, 1.0)[np.argmax(model.start)] == pytest.approx(0.99)
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("CartPole-v1", r"CartPole-v1 has at least \d+ states, more than max_states = 500: .*linear_q or dqn"),
+        ("Catch-bsuite", "Catch-bsuite are random in a way that from_env does not know.*learn from samples"),
+        ("Pendulum-v1", "from_env lists states and actions, but Pendulum-v1 has the action space Box"),
+    ],
+)
+def test_from_env_refuses(env: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mdp.from_env(env, max_states=500)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Planners
 
 
 @pytest.mark.parametrize("policy_iteration", [False, True])
-@pytest.mark.parametrize("name", ["mdp/frozen_lake_8x8_slippery", "mdp/gridworld", "mdp/cliff_walking"])
+@pytest.mark.parametrize(
+    "name", ["mdp/frozen_lake_8x8_slippery", "mdp/four_rooms", "mdp/gridworld", "mdp/cliff_walking"]
+)
 def test_planners_reach_the_optimum(name: str, policy_iteration: bool) -> None:
     """V within 1e-5 of the linear solves; each residual at most gamma times the one before; greedy is optimal."""
     config = value_iteration.Config(env=name, policy_iteration=policy_iteration, gamma=0.95)
@@ -147,12 +208,15 @@ def test_planners_reach_the_optimum(name: str, policy_iteration: bool) -> None:
     np.testing.assert_allclose(mdp.policy_value(MODELS[name], np.eye(4)[actions], 0.95), best, atol=1e-5)
 
 
-def test_many_mdps_in_one_call(garnets: MDP) -> None:
+@pytest.mark.parametrize("policy_iteration", [False, True])
+def test_many_mdps_in_one_call(garnets: MDP, policy_iteration: bool) -> None:
     """100 random MDPs vmapped, each to the optimum of its own linear solves."""
     env = Tabular(jax.tree.map(lambda x: x[0], garnets))
 
+    config = value_iteration.Config(env=env, policy_iteration=policy_iteration, gamma=0.9)
+
     def solve(model: MDP) -> jax.Array:
-        return value_iteration.train(KEY, value_iteration.Config(env=env, env_params=model, gamma=0.9)).state.params
+        return value_iteration.train(KEY, config.replace(env_params=model)).state.params
 
     values = jax.jit(jax.vmap(solve))(garnets)
     for i, value in enumerate(values):

@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from purerl.core.returns import discounted_returns, gae, standardize
+from purerl.core.returns import discounted_returns, gae, lambda_returns, standardize
 
 GAMMA, LAMBDA = 0.5, 0.5
 REWARD, VALUE = jnp.array([1.0, 6.0, 3.0]), jnp.array([4.0, 2.0, 8.0])
 ONGOING, ENDING = jnp.array([2.0, 8.0, 16.0]), jnp.array([2.0, 100.0, 16.0])
 NEVER, SECOND, LAST = (jnp.array(flags) for flags in ([False] * 3, [False, True, False], [False, False, True]))
 
-jitted_gae, jitted_returns = jax.jit(gae), jax.jit(discounted_returns)
+jitted_gae, jitted_returns, jitted_lambda = jax.jit(gae), jax.jit(discounted_returns), jax.jit(lambda_returns)
 
 # In all cases delta_0 = 1 + 0.5 * 2 - 4 = -2, and but for the last delta_2 = 3 + 0.5 * 16 - 8 = 3.
 GAE_CASES = {
@@ -72,6 +72,26 @@ def test_discounted_returns_by_hand(case):
     np.testing.assert_array_equal(jitted_returns(REWARD, done, jnp.array(bootstrap), GAMMA), expected)
 
 
+LAMBDA_CASES = {
+    # G_2 = 3 + 0.5 * 16 = 11, G_1 = 6 + 0.5 (8 + 11) / 2 = 10.75, G_0 = 1 + 0.5 (2 + 10.75) / 2 = 4.1875
+    "no end": (ONGOING, NEVER, NEVER, [4.1875, 10.75, 11.0]),
+    # G_1 = 6, G_0 = 1 + 0.5 (2 + 6) / 2 = 3
+    "termination": (ENDING, SECOND, NEVER, [3.0, 6.0, 11.0]),
+    # G_1 = 6 + 0.5 * 100 = 56, G_0 = 1 + 0.5 (2 + 56) / 2 = 15.5
+    "truncation": (ENDING, NEVER, SECOND, [15.5, 56.0, 11.0]),
+    "both at once": (ENDING, SECOND, SECOND, [3.0, 6.0, 11.0]),
+    # G_2 = 3, G_1 = 6 + 0.5 (8 + 3) / 2 = 8.75, G_0 = 1 + 0.5 (2 + 8.75) / 2 = 3.6875
+    "termination at the last step": (ONGOING, LAST, NEVER, [3.6875, 8.75, 3.0]),
+}
+
+
+@pytest.mark.parametrize("case", LAMBDA_CASES)
+def test_lambda_returns_by_hand(case):
+    next_value, terminated, truncated, expected = LAMBDA_CASES[case]
+    given = jitted_lambda(REWARD, next_value, terminated, truncated, GAMMA, LAMBDA)
+    np.testing.assert_array_equal(given, expected)
+
+
 def test_batch_axes():
     """Each column of a batch is what it is alone."""
     cases = [GAE_CASES[name] for name in ("no end", "termination", "truncation", "both at once")]
@@ -94,6 +114,22 @@ def loop_gae(reward, value, next_value, terminated, truncated, gamma, lam):
                 break
             weight *= gamma * lam
     return advantage
+
+
+def loop_lambda(reward, next_value, terminated, truncated, gamma, lam):
+    """The mean itself, eq. 12.3: n-step returns weigh (1 - lambda) lambda^(n-1), the last one the rest. One column."""
+    mean = np.zeros(len(reward))
+    for t in range(len(reward)):
+        rewards, weight = 0.0, 1.0
+        for k in range(t, len(reward)):
+            rewards += gamma ** (k - t) * reward[k]
+            bootstrap = 0.0 if terminated[k] else gamma ** (k - t + 1) * next_value[k]
+            ends = terminated[k] or truncated[k] or k == len(reward) - 1
+            mean[t] += (weight if ends else weight * (1 - lam)) * (rewards + bootstrap)
+            if ends:
+                break
+            weight *= lam
+    return mean
 
 
 def loop_returns(reward, done, bootstrap, gamma):
@@ -121,10 +157,13 @@ def test_against_loops(shape, seed, gamma, lam, end_rate):
     arrays = [jnp.asarray(x) for x in (reward, value, next_value, terminated, truncated)]
     advantage = jitted_gae(*arrays, gamma, lam)
     returns = jitted_returns(arrays[0], arrays[3] | arrays[4], arrays[2], gamma)
+    means = jitted_lambda(arrays[0], *arrays[2:], gamma, lam)
     for i in np.ndindex(shape[1:]):
         column = (slice(None), *i)
         expected = loop_gae(*(x[column] for x in (reward, value, next_value, terminated, truncated)), gamma, lam)
         np.testing.assert_allclose(advantage[column], expected, rtol=1e-5, atol=1e-5)
+        expected = loop_lambda(*(x[column] for x in (reward, next_value, terminated, truncated)), gamma, lam)
+        np.testing.assert_allclose(means[column], expected, rtol=1e-5, atol=1e-5)
         expected = loop_returns(reward[column], (terminated | truncated)[column], next_value[column], gamma)
         np.testing.assert_allclose(returns[column], expected, rtol=1e-5, atol=1e-5)
 

@@ -1,13 +1,16 @@
-"""Learners with a table: their rules by hand, and what they learn against the exact values of the MDP they act in."""
+"""Learners with a table or with features: their rules by hand, and what they learn against exact values."""
+
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl import q_learning, sarsa
-from purerl.core import mdp
+from purerl import linear_q, q_learning, sarsa, td, value_iteration
+from purerl.core import envs, mdp
 from purerl.core.replay import Transition
+from tests import tiny
 
 KEY = jax.random.key(0)
 
@@ -111,3 +114,174 @@ def test_numbered_observations_are_needed() -> None:
         q_learning.Config(env="CartPole-v1")
     with pytest.raises(ValueError, match=r"q_learning acts in discrete.*Pendulum-v1"):
         q_learning.Config(env="Pendulum-v1")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Prediction
+
+
+class Corridor:
+    """Cells 0, 1, 2, ..: each step leads one on and pays the cell's number; after cell 3 comes an end, or the clock."""
+
+    default_params: ClassVar = {"terminates": True}
+
+    def observation_space(self, params):
+        return envs.Discrete(5)
+
+    def action_space(self, params):
+        return envs.Discrete(1)
+
+    def reset(self, key, params):
+        return jnp.int32(0), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        last = state == 3
+        ends = last & params["terminates"]
+        return state + 1, state + 1, state.astype(jnp.float32), ends, last & ~ends
+
+
+CORRIDOR = Corridor()
+# gamma = 1/2, alpha = 1, V = 8 at first; rewards 0 1 2 3. Every return is worked out from the last step to the first.
+TD_CASES = {
+    # TD(0), one after the other: 0 + 8/2 = 4, 1 + 8/2 = 5, 2 + 8/2 = 6, 3 + 0
+    "one step": ({}, True, [4, 5, 6, 3]),
+    "one step, cut by the clock": ({}, False, [4, 5, 6, 7]),
+    # two steps: 0 + 1/2 + 8/4 = 2.5, 1 + 2/2 + 8/4 = 4, 2 + 3/2 + 0 = 3.5, 3
+    "two steps": ({"n_step": 2}, True, [2.5, 4, 3.5, 3]),
+    # the last two bootstrap from the state after the clock: 2 + 3/2 + 8/4 = 5.5, 3 + 8/2 = 7
+    "two steps, cut by the clock": ({"n_step": 2}, False, [2.5, 4, 5.5, 7]),
+    # more steps than there are: the returns themselves, 3, 2 + 3/2, 1 + 3.5/2, 0 + 2.75/2
+    "nine steps": ({"n_step": 9}, True, [1.375, 2.75, 3.5, 3]),
+    "lambda = 1": ({"lambda_return": True, "td_lambda": 1.0}, True, [1.375, 2.75, 3.5, 3]),
+    # lambda = 1/2: 3; 2 + (8 + 3)/4 = 4.75; 1 + (8 + 4.75)/4 = 4.1875; 0 + (8 + 4.1875)/4 = 3.046875
+    "lambda = 1/2": ({"lambda_return": True, "td_lambda": 0.5}, True, [3.046875, 4.1875, 4.75, 3]),
+    "lambda = 0": ({"lambda_return": True, "td_lambda": 0.0}, True, [4, 5, 6, 3]),
+}
+
+
+@pytest.mark.parametrize("case", TD_CASES)
+def test_td_by_hand(case: str) -> None:
+    switches, terminates, expected = TD_CASES[case]
+    fields = {"gamma": 0.5, "learning_rate": 1.0, "initial_value": 8.0, "total_timesteps": 4, "num_steps": 4}
+    config = td.Config(env=CORRIDOR, env_params={"terminates": terminates}, **fields, **switches)
+    np.testing.assert_array_equal(td.train(KEY, config).state.params, [*expected, 8])
+
+
+def test_td_is_online() -> None:
+    """The second pass through the cells sees what the first has left: 0 + 5/2, 1 + 6/2, 2 + 3/2, 3."""
+    fields = {"gamma": 0.5, "learning_rate": 1.0, "initial_value": 8.0, "total_timesteps": 8, "num_steps": 8}
+    config = td.Config(env=CORRIDOR, env_params={"terminates": True}, **fields)
+    np.testing.assert_array_equal(td.train(KEY, config).state.params, [2.5, 4, 3.5, 3, 8])
+
+
+@pytest.mark.parametrize("switches", [{}, {"n_step": 4}, {"lambda_return": True}], ids=["TD(0)", "n-step", "lambda"])
+@pytest.mark.parametrize(
+    ("env", "gamma", "env_steps"), [("mdp/random_walk", 1.0, 200_000), ("mdp/frozen_lake_4x4_slippery", 0.99, 500_000)]
+)
+def test_td_reaches_the_value(env: str, gamma: float, env_steps: int, switches: dict[str, Any]) -> None:
+    """V of a fixed policy, half the best and half random, within 0.02 of the linear solve in the largest error.
+
+    Of the lake's states the one beside the goal is the noisiest: its returns deviate by 0.5, and few walks get there.
+    """
+    model = mdp.NAMES[env][0]()
+    best = value_iteration.train(KEY, value_iteration.Config(env=env, gamma=gamma)).state
+    greedy = jax.vmap(value_iteration.policy(best, value_iteration.Config(env=env, gamma=gamma)), (None, 0))(
+        KEY, jnp.arange(model.num_states)
+    )
+    policy = np.eye(model.num_actions)[greedy] / 2 + 0.5 / model.num_actions
+    fields = {"target_policy": policy, "count_visits": True, "learning_rate": 1.0}
+    config = td.Config(env=env, gamma=gamma, total_timesteps=env_steps, **fields, **switches)
+    params = jax.vmap(td.train, (0, None))(jax.random.split(KEY, 3), config).state.params
+    exact = mdp.policy_value(model, policy, gamma)
+    np.testing.assert_allclose(params, np.tile(exact, (3, 1)), atol=0.02)
+
+
+def test_td_policy_must_be_probabilities() -> None:
+    for policy, message in (
+        (np.ones((7, 3)) / 3, r"target_policy must be \[states, actions\] = \[7, 2\], but has the shape \[7, 3\]"),
+        (np.ones((7, 2)), r"target_policy\[0\] must be probabilities that sum to 1, but is \[1.0, 1.0\]"),
+        (np.tile([1.5, -0.5], (7, 1)), r"target_policy\[0\] must be probabilities"),
+        (np.tile([np.nan, 1.0], (7, 1)), r"target_policy\[0\] must be probabilities"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            td.Config(target_policy=policy)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Features
+
+
+@pytest.mark.parametrize("env", ["mdp/frozen_lake_4x4_slippery", "mdp/cliff_walking"])
+def test_one_hot_features_are_the_table(env: str) -> None:
+    """Bit for bit: the same actions, episodes and values as tabular Q-learning on the same key."""
+    fields = {"env": env, "total_timesteps": 20_000}
+    linear = linear_q.train(KEY, linear_q.Config(features="one_hot", bias=False, **fields))
+    table = q_learning.train(KEY, q_learning.Config(**fields))
+    np.testing.assert_array_equal(linear.state.params.weights.T, table.state.params[0])
+    assert np.unique(table.state.params).size > 30
+    for name, x in table.metrics.items():
+        np.testing.assert_array_equal(linear.metrics[name], x, err_msg=name)
+
+
+def test_gradient_by_hand_is_that_of_autodiff() -> None:
+    """Of Q(s, a; w, b) by every weight and bias, for each action, with random weights."""
+    config = linear_q.Config(env="MountainCar-v0", features="fourier")
+    phi = linear_q.features(jnp.array([-0.5, 0.02]), config)
+    weights, bias = jax.random.normal(KEY, (3, 16)), jnp.arange(3.0)
+    for params in (linear_q.Params(weights, bias), linear_q.Params(weights, None)):
+        for action in range(3):
+            by_autodiff = jax.grad(lambda params, a=action: linear_q.q_values(params, phi)[a])(params)
+            tiny.assert_same_bits(linear_q.gradient(phi, jnp.int32(action), params), by_autodiff)
+
+
+def test_linear_step_by_hand() -> None:
+    """Raw features of the corridor's cells 0 1 2 3, weight and bias from 0, gamma = 1/2, alpha = 1/4; Q = w s + b.
+
+    s = 0: y = 0 + 0,               so nothing moves
+    s = 1: y = 1 + 0,               error 1, w = b = 1/4
+    s = 2: y = 2 + (3/4 + 1/4) / 2 = 5/2, Q = 3/4, error 7/4, w = 1/4 + 7/8 = 9/8, b = 1/4 + 7/16 = 11/16
+    s = 3: y = 3,                   Q = 27/8 + 11/16 = 65/16, error -17/16, w = 9/8 - 51/64 = 21/64, b = 27/64
+    """
+    fields = {"gamma": 0.5, "learning_rate": 0.25, "total_timesteps": 4, "num_steps": 4, "features": "raw"}
+    config = linear_q.Config(env=CORRIDOR, env_params={"terminates": True}, **fields)
+    params = linear_q.train(KEY, config).state.params
+    np.testing.assert_array_equal(params.weights, [[21 / 64]])
+    np.testing.assert_array_equal(params.bias, [27 / 64])
+
+
+def test_fourier_by_hand() -> None:
+    """Order 1 in two dimensions: c = 00, 01, 10, 11; x = (0, 1/2) scaled; steps 1, 1, 1, 1 / sqrt 2."""
+    config = linear_q.Config(
+        env="MountainCar-v0", features="fourier", fourier_order=1, obs_low=(-1.0, 0.0), obs_high=(1.0, 4.0)
+    )
+    np.testing.assert_allclose(linear_q.features(jnp.array([-1.0, 2.0]), config), [1, 0, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(linear_q.features(jnp.array([1.0, 9.0]), config), [1, -1, -1, 1], atol=1e-6)
+    np.testing.assert_allclose(linear_q.step_sizes(2, config), [[1, 1, 1, 0.5**0.5]])
+
+
+def test_tiles_by_hand() -> None:
+    """Two grids of 4 tiles on [0, 1]: x = 0.3 lies in tile 1 of the first; the second is half a tile on, 1.2 + 0.5."""
+    config = linear_q.Config(env="MountainCar-v0", num_tilings=2, num_tiles=4, obs_low=(0.0, 0.0), obs_high=(1.0, 1.0))
+    assert np.flatnonzero(linear_q.tiles(jnp.array([0.3]), config)).tolist() == [1, 5 + 1]
+    assert np.flatnonzero(linear_q.tiles(jnp.array([0.4]), config)).tolist() == [1, 5 + 2]
+    assert np.flatnonzero(linear_q.tiles(jnp.array([1.0]), config)).tolist() == [4, 5 + 4]
+    # In two dimensions the second grid is shifted by 1 and 3 halves, that is by a half in both.
+    assert np.flatnonzero(linear_q.tiles(jnp.array([0.3, 0.9]), config)).tolist() == [1 + 5 * 3, 25 + 1 + 5 * 4]
+    np.testing.assert_allclose(linear_q.step_sizes(2, config), 0.5)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"env": "CartPole-v1"}, r"tile features need a finite obs_low .* CartPole-v1 has none in dimension 1: give"),
+        ({"obs_low": (0.0,)}, "obs_low must have 2 entries, one for each observed number, but has 1"),
+        ({"obs_low": (9.0, 9.0)}, "obs_low must be less than obs_high, but is not in dimension 0"),
+        ({"env": "mdp/gridworld"}, "mdp/gridworld are numbers of states, which tile features .*'one_hot'"),
+        ({"features": "one_hot"}, "linear_q keeps one entry for each observation, but those of MountainCar-v0"),
+        ({"env": "Pendulum-v1"}, "linear_q acts in discrete action spaces only"),
+        ({"features": "rbf"}, "features must be one of raw, one_hot, fourier, tile"),
+    ],
+)
+def test_wrong_features_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        linear_q.Config(**fields)

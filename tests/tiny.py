@@ -12,6 +12,17 @@ from purerl import runner
 FIELDS = {
     "q_learning": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
     "sarsa": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
+    "td": {"env": "mdp/random_walk", "num_steps": 8, "total_timesteps": 48},
+    "linear_q": {"num_steps": 8, "total_timesteps": 48, "num_tilings": 2, "num_tiles": 4},
+    "value_iteration": {"env": "mdp/frozen_lake_4x4", "max_sweeps": 6},
+    "pqn": {
+        "num_envs": 2,
+        "num_steps": 8,
+        "num_epochs": 2,
+        "num_minibatches": 2,
+        "hidden_sizes": (8,),
+        "total_timesteps": 96,
+    },
     "ppo": {
         "num_envs": 2,
         "num_steps": 8,
@@ -32,6 +43,9 @@ FIELDS = {
         "target_update_period": 3,
     },
 }
+# Another value of a static field, where a rule cannot guess one; and the switch under which a field is read at all.
+OTHERS = {"linear_q": {"obs_low": (-2.0, -0.1), "obs_high": (1.0, 0.1)}}
+READ_UNDER = {"linear_q": {"fourier_order": {"features": "fourier"}}}
 SEEDS = (0, 1, 2)  # not a multiple of the two devices, so that the runner has to pad
 
 

@@ -32,7 +32,6 @@ advantages are two heads of one body. The rewards of an n-step target are those 
 with no correction for how the policy has changed, as in arXiv:1710.02298.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,6 +43,7 @@ from flax import struct
 from purerl.core import config as checks
 from purerl.core import envs, networks, optimize, replay
 from purerl.core.distributions import epsilon_greedy
+from purerl.core.returns import n_step
 from purerl.core.rollout import Episodes, flatten, unroll
 from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
 
@@ -176,21 +176,6 @@ def policy(state: State, config: Config, *, deterministic: bool = True) -> Calla
     return act
 
 
-def n_step_return(sequence: replay.Transition, gamma: Scalar) -> tuple[replay.Transition, Array]:
-    """From steps in a row `[n, B, ...]` one long step `[B, ...]`, and the discount `[B]` of what follows it.
-
-    The reward is r_0 + gamma r_1 + ... up to the n-th step or the one that ended the episode, which gives the rest.
-    """
-    first = last = jax.tree.map(lambda x: x[0], sequence)
-    reward, discount = first.reward, jnp.full(first.reward.shape, gamma)
-    for k in range(1, sequence.reward.shape[0]):
-        step, goes_on = jax.tree.map(lambda x: x[k], sequence), ~last.done  # noqa: B023 - called at once
-        reward = reward + jnp.where(goes_on, discount * step.reward, 0.0)
-        discount = jnp.where(goes_on, discount * gamma, discount)
-        last = jax.tree.map(functools.partial(jax.vmap(jnp.where), goes_on), step, last)
-    return last._replace(obs=first.obs, action=first.action, reward=reward), discount
-
-
 def td_target(params: Any, target_params: Any, batch: replay.Transition, discount: Scalar, config: Config) -> Array:
     """y `[B]`: r + discount (1 - terminated) times the value of final_obs, as in the equations above."""
     next_q = q_values(target_params, batch.final_obs, config)
@@ -213,7 +198,7 @@ def gradient_step(key: Key[Array, ""], state: State, config: Config) -> tuple[St
     sequence = replay.sample_sequences(
         key, state.replay, config.batch_size, example, length=config.n_step, num_envs=config.num_envs
     )
-    batch, discount = n_step_return(sequence, config.gamma)
+    batch, discount = n_step(sequence, config.gamma)
     target = td_target(state.params, state.target_params, batch, discount, config)
     grads, metrics = jax.grad(loss, has_aux=True)(state.params, target, batch, config)
     remaining = 1 - state.updates / config.num_updates

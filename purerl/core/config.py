@@ -1,9 +1,11 @@
 """What every Config checks of itself, in the terms of the person who wrote it, before anything compiles."""
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purerl.core import envs
 from purerl.core.types import validate
@@ -61,13 +63,72 @@ def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> N
     if tabular and not isinstance(environment.observation_space(environment.default_params), envs.Discrete):
         raise ValueError(
             f"{algorithm} keeps one entry for each observation, but those of {config.env} are not numbered: "
-            f"{environment.observation_space(environment.default_params)}. Use dqn, or number the states."
+            f"{environment.observation_space(environment.default_params)}. Use linear_q or dqn, or number the states."
         )
     if config.env_params is None:
         return
     given, default = (jax.tree.structure(params) for params in (config.env_params, environment.default_params))
     if given != default:
         raise ValueError(f"env_params must be made like the defaults of {config.env}, {default}, but is {given}.")
+
+
+def probabilities(config: Any, field: str) -> None:
+    """Raises ValueError unless the field is None or holds probabilities of actions `[S, A]`, also stacked for vmap.
+
+    Tracers pass: their values do not exist yet.
+    """
+    value = getattr(config, field)
+    if value is None or isinstance(value, jax.core.Tracer):
+        return
+    environment = env(config)
+    obs_space, action_space = (
+        space(environment.default_params) for space in (environment.observation_space, environment.action_space)
+    )
+    assert isinstance(obs_space, envs.Discrete) and isinstance(action_space, envs.Discrete)
+    value, shape = np.asarray(value, np.float64), (obs_space.n, action_space.n)
+    if value.shape[-2:] != shape:
+        raise ValueError(f"{field} must be [states, actions] = {list(shape)}, but has the shape {list(value.shape)}.")
+    wrong = ~(value >= 0).all(-1) | ~(np.abs(value.sum(-1) - 1) < 1e-5)
+    if wrong.any():
+        where = ", ".join(map(str, np.argwhere(wrong)[0]))
+        raise ValueError(f"{field}[{where}] must be probabilities that sum to 1, but is {value[wrong][0].tolist()}.")
+
+
+def bounded(config: Any, low_field: str, high_field: str) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bound of the observation `[D]`: the two fields of the Config, or where they are () the env's.
+
+    Raises ValueError where observations are numbers of states, where a bound is missing, and where low is not below
+    high.
+    """
+    with jax.ensure_compile_time_eval():
+        space = env(config).observation_space(env(config).default_params)
+        if isinstance(space, envs.Discrete):
+            raise ValueError(
+                f"The observations of {config.env} are numbers of states, which {config.features} features do not "
+                "cover: use features = 'one_hot'."
+            )
+        size = math.prod(space.shape)
+        own = {low_field: space.low, high_field: space.high}
+        given = {field: np.asarray(getattr(config, field), np.float64) for field in own}
+        bounds = {
+            field: given[field] if given[field].size else np.broadcast_to(bound, space.shape).ravel().astype(np.float64)
+            for field, bound in own.items()
+        }
+    low, high = bounds[low_field], bounds[high_field]
+    for field, bound in bounds.items():
+        if bound.shape != (size,):
+            raise ValueError(f"{field} must have {size} entries, one for each observed number, but has {bound.size}.")
+        # Some environments write the largest float where there is no bound.
+        if (unbounded := ~(np.abs(bound) < 1e30)).any():
+            raise ValueError(
+                f"{config.features} features need a finite {field} in each dimension, but {config.env} has none in "
+                f"dimension {int(np.argmax(unbounded))}: give {low_field} and {high_field}, {size} numbers each."
+            )
+    if (empty := ~(low < high)).any():
+        raise ValueError(
+            f"{low_field} must be less than {high_field}, but is not in dimension {int(np.argmax(empty))}."
+        )
+    return low, high
 
 
 def action_kinds(actions: tuple[type, ...]) -> str:

@@ -58,6 +58,7 @@ _BINARY_OBS = (
     "SpaceInvaders-MinAtar",
     "Catch-bsuite",
     "DeepSea-bsuite",
+    "Pong-misc",
 )
 
 

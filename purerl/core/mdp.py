@@ -10,6 +10,7 @@ makes an environment of it, so that every algorithm of the project can act in it
 The names "mdp/frozen_lake_4x4", "mdp/cliff_walking" and so on (`NAMES`) stand for ready-made ones.
 """
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from purerl.core import envs
 from purerl.core.envs import Discrete
 
 _UP, _RIGHT, _DOWN, _LEFT = range(4)
@@ -196,17 +198,20 @@ def _first(mask: Any) -> tuple[int, ...]:
 def check_solvable(config: Any) -> None:
     """Raises TypeError where config.env is not `Tabular`, and ValueError where gamma is 1 and a state never terminates.
 
-    Values may then have no bound, and sweeps no end. Arrays and tracers pass: their values may not exist yet.
+    Values may then have no bound, and sweeps no end. A gamma that is an array passes, and so do MDPs that are traced or
+    stacked for vmap: their values may not exist yet.
     """
     from purerl.core import config as checks
 
-    env, mdp, gamma = checks.env(config), checks.env_params(config), config.gamma
+    env, gamma = checks.env(config), config.gamma
     if not isinstance(env, Tabular):
         raise TypeError(
             f"{config.env} shows no transition probabilities to plan with: name an env that begins with mdp/, make one "
             "by mdp.Tabular(MDP(...)), or learn from samples with q_learning."
         )
-    if not isinstance(gamma, int | float) or gamma != 1 or any(isinstance(x, jax.core.Tracer) for x in mdp):
+    mdp = env.default_params if config.env_params is None else config.env_params
+    stacked = np.ndim(mdp.probability) != 3
+    if not isinstance(gamma, int | float) or gamma != 1 or stacked or any(isinstance(x, jax.core.Tracer) for x in mdp):
         return
     S, A, K = np.shape(mdp.probability)
     following = np.broadcast_to(np.arange(S), (S, A, K)) if mdp.successor is None else np.asarray(mdp.successor)
@@ -259,9 +264,10 @@ def grid(
     return _on_device(successor, probability, reward, terminal, np.eye(tiles.size, dtype=np.float32)[start])
 
 
-def _on_device(*tables: np.ndarray) -> MDP:
+def _on_device(successor: Any, probability: Any, reward: Any, terminal: Any, start: Any) -> MDP:
     with jax.ensure_compile_time_eval():
-        return MDP(*map(jnp.asarray, tables))
+        probability, reward, start = (jnp.asarray(x, jnp.float32) for x in (probability, reward, start))
+        return MDP(jnp.asarray(successor, jnp.int32), probability, reward, jnp.asarray(terminal), start)
 
 
 _LAKES = {
@@ -340,6 +346,114 @@ def garnet(key: Key[Array, ""], num_states: int, num_actions: int, num_successor
     )
 
 
+# ---------------------------------------------------------------------------------------------------------------------
+# From an environment
+
+_RESETS, _BATCH = 4096, 256
+
+
+def from_env(env: Any, params: Any = None, *, max_states: int = 10_000) -> MDP:
+    """The tables of an environment whose state, its clock apart, takes finitely many values.
+
+    env: a name or an env object with discrete actions. params: its physics; None means its own.
+    The states are those within reach of the start states of 4,096 resets, of which `start` holds the shares. They are
+    numbered in the order of their values. Steps must not be random, but for FrozenLake-misc and FourRooms-misc, of
+    which it is known how chance replaces actions. The time limit is left out: `Tabular` has one of its own.
+    Raises ValueError where actions are not discrete, where there are more than max_states states, where steps are
+    random in any other way, and where the same state ends an episode at one time and not at another.
+    """
+    with jax.ensure_compile_time_eval():
+        adapter = envs.make(env)
+        params = adapter.default_params if params is None else params
+        if not isinstance(space := adapter.action_space(params), Discrete):
+            raise ValueError(f"from_env lists states and actions, but {env} has the action space {space}.")
+        quiet, quiet_params, chance = _without_noise(adapter, params, space.n)
+        rows, following, reward, terminal, start = _enumerate(env, quiet, quiet_params, space.n, max_states)
+    order = np.lexsort(rows.T[::-1])
+    number = np.argsort(order)
+    following, reward, terminal, start = number[following[order]], reward[order], terminal[order], start[order]
+    if (chance == np.eye(space.n)).all():
+        probability = np.ones((*reward.shape, 1))
+        return _on_device(following[..., None], probability, reward[..., None], terminal, start)
+    # Successor k of a state is where action k leads; chance says how often that is the action done.
+    shape = (len(rows), *chance.shape)
+    following, probability, reward = (np.broadcast_to(x, shape) for x in (following[:, None], chance, reward[:, None]))
+    return _on_device(following, probability, reward, terminal, start)
+
+
+def _without_noise(adapter: Any, params: Any, num_actions: int) -> tuple[Any, Any, np.ndarray]:
+    """The env and its params without chance, and the probabilities `[A, A]` that chance makes each action another."""
+    same, name = np.eye(num_actions), getattr(getattr(adapter, "env", None), "name", "")
+    if name == "FrozenLake-misc" and adapter.env.is_slippery:
+        quiet, success = copy.copy(adapter.env), adapter.env.success_rate
+        quiet.is_slippery = False
+        aside = (np.roll(same, 1, axis=1) + np.roll(same, -1, axis=1)) / 2
+        return envs.Gymnax(quiet), params, success * same + (1 - success) * aside
+    if name == "FourRooms-misc":
+        random = float(params.fail_prob) * num_actions / (num_actions - 1)
+        return adapter, params.replace(fail_prob=0.0), (1 - random) * same + random / num_actions
+    return adapter, params, same
+
+
+def _enumerate(env: Any, adapter: Any, params: Any, num_actions: int, max_states: int) -> tuple[np.ndarray, ...]:
+    """States as rows of numbers `[S, D]`, where each action leads and what it pays `[S, A]`, the ends, first states."""
+    keys = jax.random.split(jax.random.key(0), _RESETS)
+    over_actions = jax.vmap(adapter.step, (None, None, 0, None))
+    step = jax.jit(jax.vmap(jax.vmap(over_actions, (0, None, None, None)), (None, 0, None, None)))
+    first = _rows(jax.jit(jax.vmap(adapter.reset, (0, None)))(keys, params)[1], 1)
+    like = jax.eval_shape(adapter.reset, keys[0], params)[1]
+    states, counts = np.unique(first, axis=0, return_counts=True)
+    rows, terminal = list(states), [False] * len(states)
+    number = {row.tobytes(): i for i, row in enumerate(rows)}
+    following: list[list[int]] = []
+    reward: list[Any] = []
+    while len(following) < len(rows):
+        here = range(len(following), min(len(following) + _BATCH, len(rows)))
+        # Always as many, so that it compiles once.
+        batch = np.stack([rows[i] for i in here] + [rows[0]] * (_BATCH - len(here)))
+        _, after, pay, ends, _ = step(keys[:4], _states(batch, like), jnp.arange(num_actions), params)
+        outcome = np.concatenate([_rows(after, 3), np.asarray(pay)[..., None], np.asarray(ends)[..., None]], -1)
+        if (outcome != outcome[:, :1]).any():
+            raise ValueError(
+                f"The steps of {env} are random in a way that from_env does not know, so it cannot tell their "
+                "probabilities: write the MDP down as tables, or learn from samples."
+            )
+        for i, actions in zip(here, outcome[:, 0], strict=False):
+            reward.append(actions[:, -2])
+            following.append([i] * num_actions if terminal[i] else [])
+            for *row, _, ended in actions if not terminal[i] else ():
+                known = number.setdefault(np.array(row).tobytes(), len(rows))
+                if known == len(rows):
+                    rows.append(np.array(row))
+                    terminal.append(bool(ended))
+                if terminal[known] != ended:
+                    raise ValueError(f"{env} ends by the way a state was reached, not by the state: it is no MDP.")
+                following[i].append(known)
+        if len(rows) > max_states:
+            raise ValueError(
+                f"{env} has at least {len(rows)} states, more than max_states = {max_states}: raise that, or learn "
+                "from its observations, with linear_q or dqn."
+            )
+    ended, start = np.array(terminal), np.zeros(len(rows))
+    start[: len(counts)] = counts / counts.sum()
+    return np.stack(rows), np.array(following), np.where(ended[:, None], 0.0, np.array(reward)), ended, start
+
+
+def _rows(states: Any, batch_axes: int) -> np.ndarray:
+    """States `[*batch, ...]` as rows of numbers `[*batch, D]`, in which the clock stands still."""
+    states = states.replace(time=jnp.zeros_like(states.time)) if hasattr(states, "time") else states
+    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(states)]
+    return np.concatenate([leaf.reshape(*leaf.shape[:batch_axes], -1) for leaf in leaves], axis=-1)
+
+
+def _states(rows: np.ndarray, like: Any) -> Any:
+    """The states that rows stand for; like: the shapes of one."""
+    leaves, structure = jax.tree.flatten(like)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    parts = zip(np.split(rows, ends[:-1], axis=1), leaves, strict=True)
+    return structure.unflatten([jnp.asarray(x.reshape(-1, *leaf.shape), leaf.dtype) for x, leaf in parts])
+
+
 NAMES: dict[str, tuple[Callable[[], MDP], int]] = {
     "mdp/frozen_lake_4x4": (functools.partial(frozen_lake, "4x4", False), 100),
     "mdp/frozen_lake_4x4_slippery": (functools.partial(frozen_lake, "4x4", True), 100),
@@ -348,4 +462,5 @@ NAMES: dict[str, tuple[Callable[[], MDP], int]] = {
     "mdp/cliff_walking": (cliff_walking, 1000),
     "mdp/gridworld": (gridworld, 100),
     "mdp/random_walk": (random_walk, 1000),
+    "mdp/four_rooms": (functools.partial(from_env, "FourRooms-misc"), 500),
 }

@@ -59,7 +59,8 @@ class Network(nn.Module):
     Images `[batch, height, width, channels]` go through one 3 x 3 convolution of 16 channels (the network of the
     MinAtar paper, arXiv:1903.03176) and then the hidden layers; everything else is flattened into the hidden layers.
 
-    num_outputs: size of the head. head_scale: scale of the head's orthogonal initialisation.
+    num_outputs: size of the head. head_scale: scale of the head's orthogonal initialisation. layer_norm: normalise the
+    features of each layer, of an image at every place, before the nonlinearity.
     Input `[batch, ...]`, encoded; output `[batch, num_outputs]`.
     Made by `networks.init`.
     """
@@ -74,13 +75,16 @@ class Network(nn.Module):
     def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch out"]:
         activation, batch = ACTIVATIONS[self.activation], x.shape[0]
         scaled = nn.initializers.constant
+
+        def layer(x: Array, size: int, name: str | None = None) -> Array:
+            x = nn.Dense(size, kernel_init=scaled(2**0.5), name=name)(x)
+            return activation(nn.LayerNorm()(x) if self.layer_norm else x)
+
         if x.ndim == 4:
-            x = activation(nn.Dense(16, kernel_init=scaled(2**0.5), name="Conv")(patches(x)))
+            x = layer(patches(x), 16, "Conv")
         x = x.reshape(batch, -1)
         for size in self.hidden_sizes:
-            x = nn.Dense(size, kernel_init=scaled(2**0.5))(x)
-            x = nn.LayerNorm()(x) if self.layer_norm else x
-            x = activation(x)
+            x = layer(x, size)
         return nn.Dense(self.num_outputs, kernel_init=scaled(self.head_scale))(x)
 
 

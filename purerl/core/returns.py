@@ -1,9 +1,12 @@
 """Sums of rewards over time. Arrays are `[T, ...]`; time comes first and the recursions run backwards."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from purerl.core.replay import Transition
 from purerl.core.types import Scalar
 
 
@@ -26,6 +29,50 @@ def discounted_returns(
         return value, value
 
     return jax.lax.scan(backward, jnp.zeros_like(reward[0]), (reward, cut, bootstrap), reverse=True)[1]
+
+
+def lambda_returns(
+    reward: Float[Array, "T *batch"],
+    next_value: Float[Array, "T *batch"],
+    terminated: Bool[Array, "T *batch"],
+    truncated: Bool[Array, "T *batch"],
+    gamma: Scalar,
+    td_lambda: Scalar,
+) -> Float[Array, "T *batch"]:
+    r"""The mean of all n-step returns, each weighted by (1 - lambda) lambda^(n-1).
+
+    G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda) V(final_obs_t) + lambda G_{t+1} ]
+
+    next_value: V(final_obs), or the value of the best action there; gamma, td_lambda in [0, 1]. V(final_obs) stands for
+    the whole bracket where a time limit cuts the episode, and at the end of the trajectory.
+    Source: Sutton and Barto (2018), eq. 12.20, with a constant lambda.
+    """
+    cut = truncated.at[-1].set(True)
+
+    def backward(next_return: Array, step: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
+        reward, next_value, terminated, cut = step
+        ahead = jnp.where(cut, next_value, (1 - td_lambda) * next_value + td_lambda * next_return)
+        value = reward + gamma * jnp.where(terminated, 0.0, ahead)
+        return value, value
+
+    steps = (reward, next_value, terminated, cut)
+    return jax.lax.scan(backward, jnp.zeros_like(reward[0]), steps, reverse=True)[1]
+
+
+def n_step(sequence: Transition, gamma: Scalar) -> tuple[Transition, Float[Array, "*batch"]]:
+    """From steps in a row `[n, *batch, ...]` one long step `[*batch, ...]`, and the discount of what follows it.
+
+    The reward is r_0 + gamma r_1 + ... up to the n-th step or the one that ended the episode, which gives the rest.
+    Source: Sutton and Barto (2018), eq. 7.1.
+    """
+    first = last = jax.tree.map(lambda x: x[0], sequence)
+    reward, discount = first.reward, jnp.full(first.reward.shape, gamma)
+    for k in range(1, sequence.reward.shape[0]):
+        step, goes_on = jax.tree.map(lambda x: x[k], sequence), ~last.done  # noqa: B023 - called at once
+        reward = reward + jnp.where(goes_on, discount * step.reward, 0.0)
+        discount = jnp.where(goes_on, discount * gamma, discount)
+        last = jax.tree.map(functools.partial(jax.vmap(jnp.where), goes_on), step, last)
+    return last._replace(obs=first.obs, action=first.action, reward=reward), discount
 
 
 def gae(
