@@ -154,11 +154,11 @@ def summary_row(entry: Entry, run: runner.Run, means: np.ndarray, bar: float) ->
     }
 
 
-def provenance() -> dict[str, str]:
+def provenance(module: str = "benchmarks.learning") -> dict[str, str]:
     """The command, day, machine and versions that made a result."""
     packages = ("purerl", "jax", "flax", "optax", "gymnax", "brax")
     versions = " ".join(f"{name} {version(name)}" for name in packages)
-    command = shlex.join(["python", "-m", "benchmarks.learning", *sys.argv[1:]])
+    command = shlex.join(["python", "-m", module, *sys.argv[1:]])
     return {
         "command": command,
         "date": f"{datetime.date.today()}",

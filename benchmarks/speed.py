@@ -10,6 +10,9 @@ Cases:
     shares                 what part of an update is env, policy, gradient steps; their share of the matmul peak
     replay                 bytes per stored transition; DQN's speed with a full memory of 1e4 and of 1e6 transitions
     metrics                bytes of the metrics that `train` returns, for small and large updates
+    tabular                env steps per second of 1,000 seeds of Q-learning on FrozenLake, and of the env alone
+    planning               seconds of one sweep of value iteration over 100,000 states with 4 actions and 4 successors
+    pqn                    PQN's env steps per second on CartPole and Breakout over DQN's, each with its tuned settings
 
 The two libraries need different versions of gymnax, so each works in a process of its own, which reads requests and
 writes answers as lines of JSON; only one of them works at a time. rejax's virtual environment is made on first use.
@@ -305,6 +308,89 @@ class Purerl(Side):
 
         compiled, _ = compile_timed(jax.jit(updates), state, config)
         self.train = lambda seed: jax.block_until_ready(compiled(state, config))
+
+    def build_seeds(
+        self, algorithm: str, env: str, seeds: int, env_steps: int, seeds_at_once: int, tuned: bool
+    ) -> None:
+        """Prepares `rate`: many seeds through the runner, with the tuned settings of the env or the defaults."""
+        import purerl
+        from purerl import runner
+
+        purerl.use_all_cores()
+        module = getattr(purerl, algorithm)
+        config = purerl.tuned(algorithm, env) if tuned else module.Config(env=env)
+        config = config.replace(total_timesteps=env_steps)
+
+        def rate() -> float:
+            run = runner.train(
+                module, config, seeds=range(seeds), seeds_at_once=seeds_at_once, progress=False, say=lambda _: None
+            )
+            steps = config.env_steps(run.updates) - config.env_steps(0)
+            return steps * seeds / run.run_seconds
+
+        self.measured_rate = rate
+
+    def build_env_alone(self, env: str, seeds: int, env_steps: int) -> None:
+        """Prepares `rate`: steps of the env with uniform actions, seeds spread over the devices as the runner does."""
+        import jax
+
+        import purerl
+        from purerl.core import envs
+        from purerl.core.rollout import unroll
+
+        purerl.use_all_cores()
+        made, spec, num_steps = envs.make(env), jax.sharding.PartitionSpec("seeds"), 1000
+        space = made.action_space(made.default_params)
+
+        def act(key: Any, obs: Any) -> Any:
+            return space.sample(key, obs.shape[0])
+
+        def play(key: Any) -> Any:
+            def chunk(state: Any, key: Any) -> Any:
+                state, _, episodes = unroll(key, made, made.default_params, state, act, num_steps)
+                return state, episodes
+
+            start = envs.reset(key[None], made, made.default_params)
+            return jax.lax.scan(chunk, start, jax.random.split(key, env_steps // num_steps))[1]
+
+        mesh = jax.make_mesh((len(jax.devices()),), ("seeds",), axis_types=(jax.sharding.AxisType.Auto,))
+        many = jax.shard_map(jax.vmap(play), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+        keys = jax.device_put(jax.random.split(jax.random.key(0), seeds), jax.NamedSharding(mesh, spec))
+        compiled, _ = compile_timed(jax.jit(many), keys)
+
+        def rate() -> float:
+            started = time.perf_counter()
+            jax.block_until_ready(compiled(keys))
+            return env_steps * seeds / (time.perf_counter() - started)
+
+        self.measured_rate = rate
+
+    def rate(self) -> float:
+        """Env steps per second of what was built, after its initial states are made; the first call also compiles."""
+        return self.measured_rate()
+
+    def build_sweep(self, num_states: int, num_actions: int, num_successors: int) -> None:
+        """Prepares `run`: one sweep of value iteration over a random sparse model."""
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+
+        import purerl
+        from purerl import mdp, value_iteration
+
+        purerl.use_all_cores()
+        rng, shape = np.random.default_rng(0), (num_states, num_actions, num_successors)
+        model = mdp.MDP(
+            jnp.asarray(rng.integers(0, num_states, shape), jnp.int32),
+            jnp.asarray(rng.dirichlet(np.ones(num_successors), shape[:2]), jnp.float32),
+            jnp.asarray(rng.normal(size=shape), jnp.float32),
+            jnp.zeros(num_states, bool),
+            jnp.full(num_states, 1 / num_states),
+        )
+        config = value_iteration.Config(env=mdp.Tabular(model), env_params=model)
+        value = jnp.zeros(num_states)
+        compiled, _ = compile_timed(jax.jit(value_iteration.sweep), value, config)
+        self.train = lambda seed: jax.block_until_ready(compiled(value + seed, config))
 
     def replay_bytes(self, capacity: int) -> float:
         """Bytes per transition of DQN's replay memory for CartPole, counters included; nothing is allocated."""
@@ -725,12 +811,67 @@ def measure_metrics(bench: Bench) -> None:
     bench.verdicts.append(Verdict("metrics", what, f"{large} against {small}", "equal", small == large))
 
 
+def measure_tabular(bench: Bench) -> None:
+    """Env steps per second of 1,000 trainings side by side, and of their env alone."""
+    work = {"env": "mdp/frozen_lake_4x4_slippery", "seeds": 1000, "env_steps": 2_000 if bench.quick else 100_000}
+    with contextlib.ExitStack() as stack:
+        learner, env = (stack.enter_context(Worker(purerl_start(), f"tabular {side}")) for side in ("learner", "env"))
+        learner.ask("build_seeds", algorithm="q_learning", seeds_at_once=500, tuned=False, **work)
+        env.ask("build_env_alone", **work)
+        rounds = [(learner.ask("rate"), env.ask("rate")) for _ in range(1 + bench.repeats)][1:]
+    learning, alone = (list(rates) for rates in zip(*rounds, strict=True))
+    bench.add("tabular", "purerl", "env steps, Q-learning, 1,000 seeds", "1/s", learning)
+    bench.add("tabular", "purerl", "env steps, the env alone with uniform actions", "1/s", alone)
+    bench.add("tabular", "purerl", "Q-learning over the env alone", "x", [x / y for x, y in rounds])
+    rate, share = statistics.median(learning), statistics.median([x / y for x, y in rounds])
+    value = f"{rate / 1e6:.1f}M, {share:.2f} of the env alone"
+    reached = None if bench.quick else rate >= 20e6 or share >= 0.5
+    what = "env steps/s of 1,000 seeds of Q-learning on FrozenLake"
+    bench.verdicts.append(Verdict("tabular", what, value, ">= 20M, or half of the env alone", reached))
+
+
+def measure_planning(bench: Bench) -> None:
+    """Seconds of a sweep whose cost is that of the transitions, not of all pairs of states."""
+    with Worker(purerl_start(), "planning") as worker:
+        worker.ask("build_sweep", num_states=100_000, num_actions=4, num_successors=4)
+        seconds = [worker.ask("run", seed=seed) for seed in range(1 + bench.repeats)][1:]
+    bench.add("planning", "purerl", "one sweep, 1.6 million transitions", "ms", [1e3 * x for x in seconds])
+    value, what = statistics.median(seconds), "seconds of a sweep over 100,000 states, 4 actions, 4 successors"
+    bench.verdicts.append(Verdict("planning", what, f"{value:.4f}", "<= 0.5", value <= 0.5))
+
+
+def measure_pqn(bench: Bench) -> None:
+    """Env steps per second of PQN over DQN's, one seed, each with its own tuned settings."""
+    for env, steps in (("CartPole-v1", 60_000), ("Breakout-MinAtar", 20_000)):
+        work = {"env": env, "seeds": 1, "seeds_at_once": 1, "tuned": True}
+        with contextlib.ExitStack() as stack:
+            sides = {name: stack.enter_context(Worker(purerl_start(), f"pqn {name}")) for name in ("pqn", "dqn")}
+            for name, worker in sides.items():
+                worker.ask("build_seeds", algorithm=name, env_steps=steps * (4 if name == "pqn" else 1), **work)
+            rounds = [{name: worker.ask("rate") for name, worker in sides.items()} for _ in range(1 + bench.repeats)][
+                1:
+            ]
+        for name in sides:
+            bench.add("pqn", "purerl", f"env steps, {name.upper()} on {env}", "1/s", [x[name] for x in rounds])
+        ratios = [x["pqn"] / x["dqn"] for x in rounds]
+        bench.add("pqn", "purerl", f"PQN over DQN on {env}", "x", ratios)
+        if env == "CartPole-v1":
+            ratio = statistics.median(ratios)
+            reached = None if bench.quick else ratio >= 5
+            bench.verdicts.append(
+                Verdict("pqn", "env steps/s of PQN over DQN on CartPole", f"{ratio:.1f}x", ">= 5x", reached)
+            )
+
+
 CASES: dict[str, Callable[[Bench], None]] = {
     **{case: functools.partial(measure_training, case=case) for case in WORK},
     "import": measure_imports,
     "shares": measure_shares,
     "replay": measure_replay,
     "metrics": measure_metrics,
+    "tabular": measure_tabular,
+    "planning": measure_planning,
+    "pqn": measure_pqn,
 }
 
 

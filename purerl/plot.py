@@ -116,6 +116,46 @@ def runs(folders: Sequence[str | Path], *, name: str | None = None, ax: Axes | N
     return ax
 
 
+def value_map(
+    value: Any,
+    shape: tuple[int, int],
+    *,
+    actions: Any = None,
+    arrows: str = "↑→↓←",
+    numbers: bool = True,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draws the values of a gridworld's states, and what a policy does in each.
+
+    value: `[S]`, row by row; NaN leaves a cell blank, such as a wall. shape: rows and columns, with S = rows * columns.
+    actions: `[S]`, the action in each state, drawn as its character of `arrows`; -1 draws none. numbers: write values.
+    Raises ValueError where value does not fill the grid.
+    """
+    value = np.asarray(value, float)
+    if value.shape != (shape[0] * shape[1],):
+        raise ValueError(f"value must be [{shape[0] * shape[1]}] to fill a grid of {shape}, but is {value.shape}.")
+    cell = 0.62 if numbers else 0.42
+    size = (cell * shape[1] + 0.4, cell * shape[0] + 0.4)
+    ax = plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+    grid = np.ma.masked_invalid(value.reshape(shape))
+    colors = plt.get_cmap("viridis").with_extremes(bad="0.85")
+    ax.imshow(grid, cmap=colors)
+    brighter = grid.min() + 0.6 * (grid.max() - grid.min())  # where black is easier to read than white
+    actions = np.full(value.size, -1) if actions is None else np.asarray(actions)
+    for (y, x), v in np.ndenumerate(value.reshape(shape)):
+        action, color = actions.reshape(shape)[y, x], "black" if v > brighter else "white"
+        both = numbers and action >= 0
+        if numbers and np.isfinite(v):
+            ax.text(x, y + 0.22 * both, f"{v:.2g}", ha="center", va="center", color=color, fontsize="x-small")
+        if action >= 0 and np.isfinite(v):
+            ax.text(x, y - 0.18 * both, arrows[action], ha="center", va="center", color=color, fontsize="medium")
+    ax.set_xticks(np.arange(shape[1] + 1) - 0.5, labels=[])
+    ax.set_yticks(np.arange(shape[0] + 1) - 0.5, labels=[])
+    ax.grid(color="white", lw=0.5)
+    ax.tick_params(length=0)
+    return ax
+
+
 def figure_of(ax: Axes) -> Figure:
     """The figure that axes are drawn in."""
     figure = ax.get_figure(root=True)

@@ -27,6 +27,40 @@ class Setting:
 _DOUBLE = {"double": {"double_q": True}}
 
 TUNED: Mapping[tuple[str, str], Setting] = {
+    ("linear_q", "CartPole-v1"): Setting(
+        {
+            "total_timesteps": 500_000,
+            "features": "fourier",
+            # Where the episode ends, and velocities that a good policy does not exceed; the env itself bounds none.
+            "obs_low": (-2.4, -3.0, -0.21, -3.5),
+            "obs_high": (2.4, 3.0, 0.21, 3.5),
+            "anneal_learning_rate": True,
+            "learning_rate": 2e-3,
+            "epsilon_start": 0.1,
+            "epsilon_end": 0.0,
+        },
+        bar=300,
+    ),
+    ("linear_q", "MountainCar-v0"): Setting(
+        {"total_timesteps": 500_000, "epsilon_start": 0.1, "epsilon_end": 0.0}, bar=-130
+    ),
+    ("pqn", "CartPole-v1"): Setting({"total_timesteps": 500_000, "epsilon_end": 0.2}, bar=492),
+    # A training of less wall time than DQN's on this env, and its bar is what DQN reaches.
+    ("pqn", "Breakout-MinAtar"): Setting(
+        {
+            "total_timesteps": 2_000_000,
+            "num_envs": 128,
+            "num_steps": 32,
+            "num_epochs": 2,
+            "num_minibatches": 32,
+            "hidden_sizes": (128,),
+            "learning_rate": 5e-4,
+            "td_lambda": 0.65,
+            "reward_scale": 1.0,
+            "exploration_fraction": 0.1,
+        },
+        bar=30,
+    ),
     ("ppo", "CartPole-v1"): Setting(
         {"total_timesteps": 500_000},
         bar=490,

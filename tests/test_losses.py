@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from purerl import dqn, ppo
+from purerl import dqn, ppo, pqn
 from purerl.core.distributions import Categorical
 from purerl.core.replay import Transition
 from purerl.core.returns import n_step
@@ -175,7 +175,23 @@ def dqn_loss(config: Any) -> tuple[Any, Any]:
     return lambda params: dqn.loss(params, jnp.arange(5.0), batch, config)[0], params
 
 
-@pytest.mark.parametrize("algorithm, make", [(ppo, ppo_loss), (dqn, dqn_loss)], ids=["ppo", "dqn"])
+def pqn_loss(config: Any) -> tuple[Any, Any]:
+    batch = pqn.Batch(jnp.linspace(-1, 1, 20).reshape(5, 4), jnp.array([0, 1, 1, 0, 1]), jnp.arange(5.0))
+    params = pqn.init(jax.random.key(0), config).params
+    return lambda params: pqn.loss(params, batch, config)[0], params
+
+
+def test_pqn_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Q = (1, 3) and (2, 5), actions 1 and 0, targets 1 and 3: errors 2 and -1, so (4 + 1) / 4 and a mean of 1.5."""
+    monkeypatch.setattr(pqn, "q_values", lambda *_: jnp.array([[1.0, 3.0], [2.0, 5.0]]))
+    batch = pqn.Batch(jnp.zeros((2, 4)), jnp.array([1, 0]), jnp.array([1.0, 3.0]))
+    total, metrics = pqn.loss(None, batch, tiny.config(pqn))
+    assert (float(total), float(metrics["td_error"]), float(metrics["q_value"])) == (1.25, 1.5, 2.5)
+
+
+@pytest.mark.parametrize(
+    "algorithm, make", [(ppo, ppo_loss), (dqn, dqn_loss), (pqn, pqn_loss)], ids=["ppo", "dqn", "pqn"]
+)
 def test_gradients_by_finite_differences(algorithm: ModuleType, make: Any) -> None:
     loss, params = make(tiny.config(algorithm, hidden_sizes=(4,), activation="tanh"))
     check_grads(jax.jit(loss), (params,), order=1, modes=["rev"], eps=1e-2, atol=1e-2, rtol=1e-2)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from purerl import plot
+from purerl import plot, value_iteration
 
 
 def test_iqm_is_the_trimmed_mean() -> None:
@@ -35,6 +35,25 @@ def test_smooth_counts_each_episode_once() -> None:
 def test_smooth_is_nan_before_the_first_episode() -> None:
     metrics = {"episodes": [0, 1], "episode_return": [np.nan, 5.0]}
     np.testing.assert_array_equal(plot.smooth(metrics, "episode_return")[1], [[np.nan, 5.0]])
+
+
+def test_value_map_writes_each_cell() -> None:
+    """Two rows of three: values and arrows where there is a policy, a blank cell for NaN."""
+    ax = plot.value_map([0.0, 1.0, np.nan, 3.0, 4.0, 5.0], (2, 3), actions=[0, 1, 2, 3, -1, 0])
+    texts = {(round(t.get_position()[0]), round(t.get_position()[1])): [] for t in ax.texts}
+    for t in ax.texts:
+        texts[round(t.get_position()[0]), round(t.get_position()[1])].append(t.get_text())
+    assert texts == {(0, 0): ["0", "↑"], (1, 0): ["1", "→"], (0, 1): ["3", "←"], (1, 1): ["4"], (2, 1): ["5", "↑"]}
+    with pytest.raises(ValueError, match=r"value must be \[6\] to fill a grid of \(2, 3\), but is \(5,\)"):
+        plot.value_map(np.zeros(5), (2, 3))
+
+
+def test_a_planner_shows_its_first_metric() -> None:
+    """It has no episodes and no env steps, so the curve is that of the residual over updates."""
+    config = value_iteration.Config(max_sweeps=5)
+    ax = plot.learning_curve({"residual": np.arange(5.0), "sweeps": np.arange(5)}, config)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("updates", "residual")
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), np.arange(5))
 
 
 @pytest.mark.parametrize("num_seeds", [1, 5])

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl import dqn, ppo
+from purerl import dqn, linear_q, ppo, pqn
 from purerl.core.envs import Box, Discrete
 
 CHOICE, DELAY, ARRIVAL, ENDLESS = range(4)
@@ -90,3 +90,37 @@ def test_dqn(switches: dict[str, Any]) -> None:
     q = dqn.q_values(state.params, OBS, config)
     np.testing.assert_allclose(q[CHOICE], [0.0, 1.0], atol=0.1)
     np.testing.assert_allclose(q.max(-1), VALUES, atol=0.1)
+
+
+@pytest.mark.parametrize("td_lambda", [0.0, 0.9])
+def test_pqn(td_lambda: float) -> None:
+    """Exploring for ever, with a reward scale of 1: the targets of every action are seen to the end."""
+    config = pqn.Config(
+        env=PROBE,
+        total_timesteps=100_000,
+        num_envs=16,
+        num_steps=16,
+        num_minibatches=4,
+        hidden_sizes=(32,),
+        gamma=0.5,
+        td_lambda=td_lambda,
+        learning_rate=3e-3,
+        reward_scale=1.0,
+        epsilon_end=0.5,
+    )
+    state, _ = pqn.train(jax.random.key(0), config)
+    q = pqn.q_values(state.params, OBS, config)
+    # A return that runs on through random actions is still right here, since choices are followed by nothing.
+    np.testing.assert_allclose(q[CHOICE], [0.0, 1.0], atol=0.1)
+    np.testing.assert_allclose(q.max(-1), VALUES, atol=0.1)
+
+
+def test_linear_q() -> None:
+    """Observations are one-hot already, so raw features make a table of them."""
+    config = linear_q.Config(
+        env=PROBE, total_timesteps=20_000, features="raw", bias=False, gamma=0.5, anneal_learning_rate=True
+    )
+    state, _ = linear_q.train(jax.random.key(0), config)
+    q = jax.vmap(lambda obs: linear_q.q_values(state.params, linear_q.features(obs, config)))(OBS)
+    np.testing.assert_allclose(q[CHOICE], [0.0, 1.0], atol=0.05)
+    np.testing.assert_allclose(q.max(-1), VALUES, atol=0.05)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from purerl.core import envs, replay
+from purerl.core.rollout import flatten, unroll
 
 CAPACITY = 7
 KEY = jax.random.key(0)
@@ -124,6 +125,31 @@ def test_row_sizes():
 
     assert row_bytes("CartPole-v1") == 44  # 2 obs of 4 floats, action, reward, two ends: 16 + 16 + 4 + 4 + 2 = 42
     assert row_bytes("Breakout-MinAtar") == 812  # 2 obs of 10 x 10 x 4 bits at a byte each: 800 + 4 + 4 + 2 = 810
+    assert row_bytes("Pong-misc") == 7212  # 2 obs of 30 x 40 x 3 bits at a byte each: 7200 + 4 + 4 + 2 = 7210
+
+
+@pytest.mark.parametrize("name", ["Breakout-MinAtar", "Pong-misc"])
+def test_pixels_come_back_exactly(name):
+    """What the env showed, before and after each step, is what the memory gives back: as bits, final_obs and all."""
+    env = envs.make(name)
+    params = env.default_params
+    state = envs.reset(jax.random.split(KEY, 4), env, params)
+
+    def act(key, obs):
+        return env.action_space(params).sample(key, obs.shape[0])
+
+    _, trajectory, _ = jax.jit(lambda state: unroll(KEY, env, params, state, act, 60))(state)
+    transitions = flatten(trajectory)
+    example = replay.example(env.observation_space(params), env.action_space(params))
+    memory = replay.add(replay.init(240, example), transitions)
+    given = replay._unpack(memory.rows, example)
+    for stored, seen in zip(given, transitions, strict=True):
+        assert stored.dtype == seen.dtype
+        np.testing.assert_array_equal(stored, seen)
+    assert given.obs.dtype == bool and given.terminated.any()
+    # The board that ended an episode is not the one that the next episode begins with.
+    ended = np.flatnonzero(given.terminated[:-4])
+    assert (np.asarray(given.final_obs)[ended] != np.asarray(given.obs)[ended + 4]).any()
 
 
 def test_other_sizes_are_refused():

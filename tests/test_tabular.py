@@ -176,12 +176,16 @@ def test_td_is_online() -> None:
 
 @pytest.mark.parametrize("switches", [{}, {"n_step": 4}, {"lambda_return": True}], ids=["TD(0)", "n-step", "lambda"])
 @pytest.mark.parametrize(
-    ("env", "gamma", "env_steps"), [("mdp/random_walk", 1.0, 200_000), ("mdp/frozen_lake_4x4_slippery", 0.99, 500_000)]
+    ("env", "gamma", "env_steps"),
+    [
+        ("mdp/random_walk", 1.0, 200_000),
+        pytest.param("mdp/frozen_lake_4x4_slippery", 0.99, 2_000_000, marks=pytest.mark.slow),
+    ],
 )
 def test_td_reaches_the_value(env: str, gamma: float, env_steps: int, switches: dict[str, Any]) -> None:
     """V of a fixed policy, half the best and half random, within 0.02 of the linear solve in the largest error.
 
-    Of the lake's states the one beside the goal is the noisiest: its returns deviate by 0.5, and few walks get there.
+    Ten seeds. Of the lake's states the one beside the goal is the noisiest: returns from it deviate by 0.5.
     """
     model = mdp.NAMES[env][0]()
     best = value_iteration.train(KEY, value_iteration.Config(env=env, gamma=gamma)).state
@@ -191,9 +195,9 @@ def test_td_reaches_the_value(env: str, gamma: float, env_steps: int, switches: 
     policy = np.eye(model.num_actions)[greedy] / 2 + 0.5 / model.num_actions
     fields = {"target_policy": policy, "count_visits": True, "learning_rate": 1.0}
     config = td.Config(env=env, gamma=gamma, total_timesteps=env_steps, **fields, **switches)
-    params = jax.vmap(td.train, (0, None))(jax.random.split(KEY, 3), config).state.params
+    params = jax.vmap(td.train, (0, None))(jax.random.split(KEY, 10), config).state.params
     exact = mdp.policy_value(model, policy, gamma)
-    np.testing.assert_allclose(params, np.tile(exact, (3, 1)), atol=0.02)
+    np.testing.assert_allclose(params, np.tile(exact, (10, 1)), atol=0.02)
 
 
 def test_td_policy_must_be_probabilities() -> None:

@@ -12,8 +12,9 @@ exploring one gathers the experience: off-policy. The maximum over noisy estimat
     Q_1(s, a) <- Q_1(s, a) + alpha [ r + gamma Q_2(s', argmax_a' Q_1(s', a')) - Q_1(s, a) ],    or the other way round.
 
 Actions are epsilon-greedy in Q, or in Q_1 + Q_2; epsilon falls linearly over the first part of the training. The step
-size is constant, or falls with the visits n(s, a) of the pair as alpha n^-power, which for a power in (1/2, 1] lets the
-values converge. A time limit bootstraps from the state it interrupts: only `terminated` means that nothing follows.
+size is constant, or falls linearly to 0, or with the visits n(s, a) of the pair as alpha n^-power, which for a power in
+(1/2, 1] lets the values converge. A time limit bootstraps from the state it interrupts: only `terminated` means that
+nothing follows.
 """
 
 from collections.abc import Callable
@@ -47,6 +48,8 @@ class Config:
     """Keep two tables: one chooses the next action, the other values it."""
     count_visits: bool = static(False)
     """Let the step size fall with the visits of each state and action."""
+    anneal_learning_rate: bool = static(False)
+    """Let the step size fall linearly to 0."""
     learning_rate: Scalar = traced(0.1, low=0)
     """Step size alpha."""
     visit_power: Scalar = traced(0.8, low=0)
@@ -109,16 +112,18 @@ def policy(state: State, config: Config, *, deterministic: bool = True) -> Calla
 
 def td_target(params: Array, table: Array, transition: Transition, gamma: Scalar) -> Array:
     """y: r + gamma max_a' Q(s', a'); with two tables the one that learns chooses a', the other values it."""
-    chosen = params[table, transition.final_obs].argmax()
-    next_value = params[params.shape[0] - 1 - table, transition.final_obs, chosen]
+    next_q = params[:, transition.final_obs]
+    next_value = next_q[0].max() if len(next_q) == 1 else next_q[1 - table, next_q[table].argmax()]
     return transition.reward + gamma * jnp.where(transition.terminated, 0.0, next_value)
 
 
 def update(state: State, config: Config) -> tuple[State, Metrics]:
     """T steps in the env, each followed by one change of Q."""
     key, act_key, coin_key = jax.random.split(state.key, 3)
-    fraction = state.updates / config.num_updates / jnp.maximum(config.exploration_fraction, 1e-8)
+    progress = state.updates / config.num_updates
+    fraction = progress / jnp.maximum(config.exploration_fraction, 1e-8)
     epsilon = optimize.linear_schedule(config.epsilon_start, config.epsilon_end, fraction)
+    learning_rate = config.learning_rate * (1 - progress if config.anneal_learning_rate else 1.0)
 
     def act(tables: tuple[Array, Array | None], key: Key[Array, ""], obs: Array) -> Array:
         return epsilon_greedy(key, tables[0][:, obs].sum(0), epsilon)
@@ -129,10 +134,7 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
         params, visits = tables
         transition = jax.tree.map(lambda x: x[0], transition)
         pair = (table, transition.obs, transition.action)
-        step_size = config.learning_rate
-        if visits is not None:
-            visits = visits.at[pair].add(1)
-            step_size *= visits[pair] ** -config.visit_power
+        step_size, visits = optimize.visit_step_size(learning_rate, visits, pair, config.visit_power)
         td_error = td_target(params, table, transition, config.gamma) - params[pair]
         return (params.at[pair].add(step_size * td_error), visits), jnp.abs(td_error)
 

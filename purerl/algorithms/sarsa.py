@@ -12,8 +12,9 @@ aim with less noise.
     Q(s, a) <- Q(s, a) + alpha [ r + gamma sum_a' pi(a'|s') Q(s', a') - Q(s, a) ]
 
 Epsilon falls linearly over the first part of the training; where it stays above 0, the values are those of the
-exploring policy. The step size is constant, or falls with the visits n(s, a) of the pair as alpha n^-power. A time
-limit bootstraps from the state it interrupts, with an action drawn there: only `terminated` means that nothing follows.
+exploring policy. The step size is constant, or falls linearly to 0, or with the visits n(s, a) of the pair as alpha
+n^-power. A time limit bootstraps from the state it interrupts, with an action drawn there: only `terminated` means that
+nothing follows.
 """
 
 from collections.abc import Callable
@@ -47,6 +48,8 @@ class Config:
     """Aim at the mean over the policy in place of the action drawn."""
     count_visits: bool = static(False)
     """Let the step size fall with the visits of each state and action."""
+    anneal_learning_rate: bool = static(False)
+    """Let the step size fall linearly to 0."""
     learning_rate: Scalar = traced(0.1, low=0)
     """Step size alpha."""
     visit_power: Scalar = traced(0.8, low=0)
@@ -127,8 +130,10 @@ class Learner(NamedTuple):
 def update(state: State, config: Config) -> tuple[State, Metrics]:
     """T steps in the env, each followed by the draw of the next action and one change of Q."""
     key, step_key, action_key = jax.random.split(state.key, 3)
-    fraction = state.updates / config.num_updates / jnp.maximum(config.exploration_fraction, 1e-8)
+    progress = state.updates / config.num_updates
+    fraction = progress / jnp.maximum(config.exploration_fraction, 1e-8)
     epsilon = optimize.linear_schedule(config.epsilon_start, config.epsilon_end, fraction)
+    learning_rate = config.learning_rate * (1 - progress if config.anneal_learning_rate else 1.0)
 
     def act(learner: Learner, key: Key[Array, ""], obs: Array) -> Array:
         return learner.action
@@ -139,10 +144,8 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
         drawn = epsilon_greedy(key, params[transition.final_obs], epsilon)[0]
         next_action = epsilon_greedy(key, params[next_obs], epsilon)
         transition = jax.tree.map(lambda x: x[0], transition)
-        pair, step_size = (transition.obs, transition.action), config.learning_rate
-        if visits is not None:
-            visits = visits.at[pair].add(1)
-            step_size *= visits[pair] ** -config.visit_power
+        pair = transition.obs, transition.action
+        step_size, visits = optimize.visit_step_size(learning_rate, visits, pair, config.visit_power)
         td_error = td_target(params[transition.final_obs], drawn, epsilon, transition, config) - params[pair]
         return Learner(params.at[pair].add(step_size * td_error), visits, next_action), jnp.abs(td_error)
 

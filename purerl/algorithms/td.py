@@ -31,7 +31,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from purerl.core import config as checks
-from purerl.core import envs
+from purerl.core import envs, optimize
 from purerl.core.distributions import Categorical
 from purerl.core.replay import Transition
 from purerl.core.returns import lambda_returns, n_step
@@ -154,10 +154,7 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
         tables: tuple[Array, Array | None], inputs: tuple[Transition, Array]
     ) -> tuple[tuple[Array, Array | None], Array]:
         (params, visits), (step, discount) = tables, inputs
-        step_size = config.learning_rate
-        if visits is not None:
-            visits = visits.at[step.obs].add(1)
-            step_size *= visits[step.obs] ** -config.visit_power
+        step_size, visits = optimize.visit_step_size(config.learning_rate, visits, step.obs, config.visit_power)
         td_error = td_target(params, step, discount) - params[step.obs]
         return (params.at[step.obs].add(step_size * td_error), visits), jnp.abs(td_error)
 

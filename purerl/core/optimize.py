@@ -1,5 +1,7 @@
 """Optimisers and schedules, rebuilt from the Config at every use so that a traced learning rate stays traced."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,6 +13,20 @@ from purerl.core.types import Scalar
 def adam(learning_rate: Scalar, max_grad_norm: Scalar, eps: float = 1e-5) -> optax.GradientTransformation:
     """Adam after clipping the gradient by its global norm over all parameters; its moments are one vector each."""
     return optax.flatten(optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate, eps=eps)))
+
+
+def visit_step_size(
+    learning_rate: Scalar, visits: Array | None, index: Any, power: Scalar
+) -> tuple[Scalar, Array | None]:
+    """The step size for the table entry at `index`, and the visits `[...]` with this one counted.
+
+    learning_rate n^-power at the n-th visit, which for a power in (1/2, 1] lets the entry converge (Sutton and Barto
+    2018, eq. 2.7); learning_rate itself where visits is None.
+    """
+    if visits is None:
+        return learning_rate, None
+    visits = visits.at[index].add(1)
+    return learning_rate * visits[index] ** -power, visits
 
 
 def linear_schedule(start: Scalar, end: Scalar, fraction: Scalar) -> Array:

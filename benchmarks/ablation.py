@@ -1,0 +1,85 @@
+"""What do DQN's two stabilisers buy? Trains it with and without its memory and its target network.
+
+    python -m benchmarks.ablation                 seeds 0-9 of all four variants, about twenty minutes on two cores
+    python -m benchmarks.ablation --fresh         from the beginning, instead of going on with an interrupted run
+
+CartPole-v1 with DQN's default Config. Without replay, the memory holds no more than one batch, the newest transitions,
+so a gradient step sees as many as ever, but all from one moment of the same episodes. Without target network, the
+target is copied after every gradient step, so that each step moves what the next one aims at.
+
+Final policies act greedily for 100 episodes. Results go to benchmarks/results: `ablation_dqn.csv` with each seed's
+score, and `ablation_dqn.png` with the learning curves.
+"""
+
+import csv
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import tyro
+
+import purerl
+from benchmarks import learning
+from purerl import dqn, plot, runner
+
+NO_REPLAY = {"buffer_size": dqn.Config().batch_size, "learning_starts": dqn.Config().batch_size}
+NO_TARGET = {"target_update_period": 1, "tau": 1.0}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "replay and target": {},
+    "no target": NO_TARGET,
+    "no replay": NO_REPLAY,
+    "neither": NO_REPLAY | NO_TARGET,
+}
+
+
+@dataclass
+class Options:
+    """Trains DQN with and without its memory and its target network."""
+
+    num_seeds: int = 10
+    """Seeds of each variant."""
+    num_episodes: int = 100
+    """Evaluation episodes a seed."""
+    total_timesteps: int = 500_000
+    """Env steps of each training."""
+    out: Path = Path("benchmarks/results")
+    """Where results go."""
+    work: Path = Path("runs/ablation")
+    """Where the runs live, so that an interrupted one can go on."""
+    fresh: bool = False
+    """Discard what is in the run folders instead of going on with it."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, prog="python -m benchmarks.ablation", description=__doc__)
+    purerl.use_all_cores()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.fresh:
+        shutil.rmtree(options.work, ignore_errors=True)
+    axes = plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
+    rows = []
+    for name, changes in VARIANTS.items():
+        config = dqn.Config(total_timesteps=options.total_timesteps, **changes)
+        folder = options.work / name.replace(" ", "_")
+        resume = (folder / "config.json").exists()
+        run = runner.train(dqn, config, seeds=range(options.num_seeds), out=folder, resume=resume)
+        if not run.finished:
+            sys.exit("Interrupted: call the same command again to go on.")
+        scores = learning.evaluate(run, options.num_episodes).mean(1)
+        print(f"{name}: mean {scores.mean():.1f}, lowest seed {scores.min():.1f}", flush=True)
+        rows += [[name, seed, f"{score:.3f}"] for seed, score in zip(run.seeds, scores, strict=True)]
+        label = f"{name}: {scores.mean():.0f} in the end"
+        plot.learning_curve(plot.read_metrics(folder), config, label=label, ax=axes, show_seeds=False)
+    axes.set_title(f"DQN on CartPole-v1, {options.num_seeds} seeds: IQM and 95 % interval", fontsize="medium")
+    plot.figure_of(axes).savefig(options.out / "ablation_dqn.png", dpi=110)
+    with (options.out / "ablation_dqn.csv").open("w", newline="") as file:
+        facts = learning.provenance("benchmarks.ablation")
+        file.write("".join(f"# {name}: {value}\n" for name, value in facts.items()))
+        csv.writer(file, lineterminator="\n").writerows([["variant", "seed", "mean"], *rows])
+
+
+if __name__ == "__main__":
+    main()
