@@ -108,7 +108,7 @@ for name, switches in variants.items():
     one = base.replace(**switches)
     history = jax.vmap(lambda key, one=one: values_over_time(td, one, key))(jax.random.split(key, 100))
     error = jnp.sqrt(jnp.square(history - exact)[..., 1:-1].mean((0, 2)))
-    ax.plot(200 * np.arange(1, one.num_updates + 1), error, label=name)
+    ax.plot(one.num_steps * np.arange(1, one.num_updates + 1), error, label=name)
 ax.set_xlabel("env steps")
 ax.set_ylabel("root mean square error of V")
 ax.grid(alpha=0.3)
@@ -126,7 +126,7 @@ exact_q = value_iteration.q_values(state.params, config)
 reached = ~walls(world) & ~np.asarray(world.terminal)
 
 figure, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
-base = q_learning.Config(env="mdp/gridworld", total_timesteps=500_000, num_steps=5000, epsilon_end=0.3)
+base = q_learning.Config(env="mdp/gridworld", total_timesteps=500_000, num_steps=2000, epsilon_end=0.3)
 for name, switches in {
     "step size 0.1": {"learning_rate": 0.1},
     "step size 0.02": {"learning_rate": 0.02},
@@ -135,7 +135,7 @@ for name, switches in {
     one = base.replace(**switches)
     history = jax.vmap(lambda key, one=one: values_over_time(q_learning, one, key)[:, 0])(jax.random.split(key, 10))
     error = jnp.abs(history - exact_q).max(-1)[..., reached].mean((0, 2))
-    ax.semilogy(5000 * np.arange(1, one.num_updates + 1), error, label=name)
+    ax.semilogy(one.num_steps * np.arange(1, one.num_updates + 1), error, label=name)
 ax.set_xlabel("env steps")
 ax.set_ylabel("largest error of Q(s, .), mean over states")
 ax.grid(alpha=0.3)

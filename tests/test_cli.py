@@ -41,6 +41,20 @@ def test_train_leaves_a_run(folder: Path) -> None:
     assert matplotlib.image.imread(folder / "curve.png").std() > 0
 
 
+def test_a_planner_trains_evaluates_and_plots(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Value iteration has no episodes and no env steps: its residual is what there is to show."""
+    out = str(tmp_path / "run")
+    call(monkeypatch, "train", "value_iteration", "--env", "mdp/frozen_lake_4x4", "--max-sweeps", "8", "--out", out)
+    call(monkeypatch, "evaluate", out, "--num-episodes", "4")
+    call(monkeypatch, "plot", out, "--metric", "start_value")
+    printed = capsys.readouterr().out
+    assert "8 updates" in printed and "residual (last tenth)" in printed and "mean 1.00" in printed
+    assert "env steps" not in printed
+    assert matplotlib.image.imread(tmp_path / "run" / "curve.png").std() > 0
+
+
 def tiny_ppo():
     from purerl import ppo
 

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import purerl
 from purerl import dqn, ppo
+from purerl.core.envs import Discrete
 from tests.toy_envs import Chain
 
 KEY = jax.random.key(0)
@@ -157,6 +159,27 @@ def test_bad_input(case):
     assert "\n" not in str(caught.value)
     if case not in ("unknown field",):  # Python's own message
         assert str(caught.value).endswith(".")
+
+
+VALUE_BASED = [name for name in purerl.ALGORITHMS if (Discrete,) == getattr(purerl, name).ACTIONS]
+
+
+@pytest.mark.parametrize("name", VALUE_BASED)
+def test_value_based_methods_refuse_a_box(name):
+    """One sentence that says what the method needs and what the env has, and a discount outside [0, 1] is refused."""
+    module = getattr(purerl, name)
+    with pytest.raises(ValueError, match=rf"{name} acts in discrete action spaces only, but Pendulum-v1 has .*Box"):
+        module.Config(env="Pendulum-v1")
+    for gamma in (-0.1, 1.1, NAN):
+        with pytest.raises(ValueError, match=rf"{name}.Config.gamma must be a finite number in \[0, 1\]"):
+            module.Config(gamma=gamma)
+    assert len(VALUE_BASED) >= 7
+
+
+@pytest.mark.parametrize("name", ["q_learning", "sarsa", "td"])
+def test_tables_refuse_what_is_not_numbered(name):
+    with pytest.raises(ValueError, match=rf"{name} keeps one entry.*CartPole-v1 are not numbered.*linear_q or dqn"):
+        getattr(purerl, name).Config(env="CartPole-v1")
 
 
 def test_replace_is_checked_too():

@@ -109,11 +109,78 @@ def test_cliff_walking() -> None:
     assert online[1] > online[0] + 10
 
 
-def test_numbered_observations_are_needed() -> None:
-    with pytest.raises(ValueError, match=r"q_learning keeps one entry for each observation.*CartPole-v1.*dqn"):
-        q_learning.Config(env="CartPole-v1")
-    with pytest.raises(ValueError, match=r"q_learning acts in discrete.*Pendulum-v1"):
-        q_learning.Config(env="Pendulum-v1")
+def greedy_return(params: jax.Array, model: mdp.MDP, gamma: float) -> float:
+    """Expected return of the policy that is greedy in Q `[S, A]`, from the start, by a linear solve."""
+    policy = np.eye(model.num_actions)[np.asarray(params).argmax(-1)]
+    return float(np.asarray(model.start) @ mdp.policy_value(model, policy, gamma))
+
+
+# Q-learning may explore as it likes. SARSA values what it does, so it must explore little in the end, for long.
+ON_THE_LAKE = {
+    "q_learning": (q_learning, {"total_timesteps": 500_000, "learning_rate": 0.03, "epsilon_end": 0.1}),
+    "sarsa": (
+        sarsa,
+        {
+            "total_timesteps": 4_000_000,
+            "expected": True,
+            "learning_rate": 0.03,
+            "epsilon_start": 0.02,
+            "epsilon_end": 0.02,
+            "initial_value": 0.6,
+        },
+    ),
+}
+_VISITS = {"count_visits": True, "learning_rate": 1.0}
+ON_RANDOM_MDPS = {
+    "q_learning": (q_learning, {**_VISITS, "total_timesteps": 500_000, "visit_power": 0.85, "epsilon_end": 1.0}, 0.999),
+    "sarsa": (
+        sarsa,
+        {
+            **_VISITS,
+            "total_timesteps": 2_000_000,
+            "expected": True,
+            "visit_power": 0.7,
+            "epsilon_start": 0.3,
+            "epsilon_end": 0.01,
+        },
+        0.96,
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_THE_LAKE)
+def test_control_is_optimal_on_the_slippery_lake(name: str) -> None:
+    """The greedy policy of each of ten seeds has the optimal expected return, 0.542 at gamma = 0.99."""
+    algorithm, fields = ON_THE_LAKE[name]
+    config = algorithm.Config(env="mdp/frozen_lake_4x4_slippery", num_steps=10_000, anneal_learning_rate=True, **fields)
+    tables = jax.vmap(algorithm.train, (0, None))(jax.random.split(KEY, 10), config).state.params.reshape(10, 16, 4)
+    model = mdp.frozen_lake()
+    best = mdp.optimal_value(model, 0.99)[0]
+    np.testing.assert_allclose([greedy_return(q, model, 0.99) for q in tables], best, rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ON_RANDOM_MDPS)
+def test_control_is_optimal_on_random_mdps(name: str) -> None:
+    """20 random MDPs, ten seeds each: what the greedy policy gains over a random one, as a share of what is possible.
+
+    Actions that are worth nearly the same make up the rest, and with SARSA the little that it still explores.
+    """
+    algorithm, fields, share = ON_RANDOM_MDPS[name]
+    models = jax.vmap(lambda key: mdp.garnet(key, 6, 2, 3))(jax.random.split(jax.random.key(5), 20))
+    each = [jax.tree.map(lambda x, i=i: x[i], models) for i in range(20)]
+    config = algorithm.Config(env=mdp.Tabular(each[0]), gamma=0.9, num_steps=10_000, **fields)
+    train = jax.vmap(lambda key, model: algorithm.train(key, config.replace(env_params=model)).state.params, (0, None))
+    tables = jax.jit(jax.vmap(train, (None, 0)))(jax.random.split(KEY, 10), models).reshape(20, 10, 6, 2)
+    shares = []
+    for model, seeds in zip(each, tables, strict=True):
+        start = np.asarray(model.start)
+        random = start @ mdp.policy_value(model, np.full((6, 2), 0.5), 0.9)
+        best = start @ mdp.optimal_value(model, 0.9)
+        shares.append([(greedy_return(q, model, 0.9) - random) / (best - random) for q in seeds])
+    assert np.min(shares) > share, np.sort(shares, axis=None)[:20]
+    assert np.median(shares) == pytest.approx(1.0, abs=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -179,7 +246,7 @@ def test_td_is_online() -> None:
     ("env", "gamma", "env_steps"),
     [
         ("mdp/random_walk", 1.0, 200_000),
-        pytest.param("mdp/frozen_lake_4x4_slippery", 0.99, 2_000_000, marks=pytest.mark.slow),
+        pytest.param("mdp/frozen_lake_4x4_slippery", 0.99, 4_000_000, marks=pytest.mark.slow),
     ],
 )
 def test_td_reaches_the_value(env: str, gamma: float, env_steps: int, switches: dict[str, Any]) -> None:
@@ -193,7 +260,7 @@ def test_td_reaches_the_value(env: str, gamma: float, env_steps: int, switches: 
         KEY, jnp.arange(model.num_states)
     )
     policy = np.eye(model.num_actions)[greedy] / 2 + 0.5 / model.num_actions
-    fields = {"target_policy": policy, "count_visits": True, "learning_rate": 1.0}
+    fields = {"target_policy": policy, "count_visits": True, "learning_rate": 1.0, "num_steps": 10_000}
     config = td.Config(env=env, gamma=gamma, total_timesteps=env_steps, **fields, **switches)
     params = jax.vmap(td.train, (0, None))(jax.random.split(KEY, 10), config).state.params
     exact = mdp.policy_value(model, policy, gamma)

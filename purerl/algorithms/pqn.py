@@ -1,12 +1,15 @@
 r"""Parallelised Q-network, PQN (Gallici et al. 2024, arXiv:2407.04811): deep Q-learning without replay or target.
 
-The problem left by DQN: its memory and its second network are there only to keep Q-learning from diverging, and they
-cost most of its memory and time. PQN meets the same two challenges otherwise. Many environments side by side give a
-batch of transitions that resemble each other little, so no memory is needed. And LayerNorm in every layer bounds what a
-gradient step can do to values elsewhere (the paper's theorem 2), so the target needs no network of its own:
+The problem left by DQN: its memory and its second network are there only to keep Q-learning from diverging. The memory
+is by far the largest thing that it holds, and a target that stands still delays the news of rewards. PQN meets the same
+two challenges otherwise (section 4). Many environments side by side give a batch of transitions that hardly resemble
+each other, so no memory is needed. And LayerNorm in every hidden layer bounds how far a gradient step can throw the
+values elsewhere (section 3), so the target needs no network of its own:
 
-    G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda) max_a Q(s_{t+1}, a) + lambda G_{t+1} ]     (algorithm 1)
+    G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda) max_a Q(s_{t+1}, a) + lambda G_{t+1} ]
     loss = E[ (Q(s_t, a_t) - G_t)^2 / 2 ]
+
+G is the lambda-return (Sutton and Barto 2018, eq. 12.20) with the best next action in place of the next state's value.
 
 Each update: act for T steps in N environments with one set of parameters, compute the lambda-returns with the same,
 then take num_epochs x num_minibatches gradient steps towards them. Actions are epsilon-greedy, epsilon falling linearly
