@@ -183,9 +183,7 @@ axes[2].set_ylabel("return while learning");
 # learned in one place carries over to the neighbours that share a tile.
 
 # %%
-config = linear_q.Config(
-    env="MountainCar-v0", total_timesteps=200_000, epsilon_start=0.1, epsilon_end=0.0, learning_rate=0.3, gamma=1.0
-)
+config = purerl.tuned("linear_q", "MountainCar-v0").replace(total_timesteps=200_000, gamma=1.0)
 state, metrics = linear_q.train(key, config)
 
 positions, velocities = np.linspace(-1.2, 0.5, 80), np.linspace(-0.07, 0.07, 80)
@@ -200,6 +198,9 @@ axes[1].set_ylabel("velocity")
 figure.colorbar(image, label="steps to the top, as learned");
 
 # %% [markdown]
+# Fourier features, cosines over the whole range of the observation, even balance a pole: with the tuned settings of
+# `purerl.tuned("linear_q", "CartPole-v1")` all ten benchmark seeds reach 500.
+#
 # ## Deep Q-learning, and what makes it work
 #
 # With a network in place of features, nothing holds Q-learning together: the transitions of one moment resemble each

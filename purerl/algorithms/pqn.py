@@ -49,11 +49,11 @@ class Config:
     """Environments stepped side by side (N)."""
     num_steps: int = static(64, low=1)
     """Steps in each env between updates (T)."""
-    num_epochs: int = static(4, low=1)
+    num_epochs: int = static(1, low=1)
     """Passes over the data of one update."""
-    num_minibatches: int = static(16, low=1)
+    num_minibatches: int = static(8, low=1)
     """Gradient steps of one pass."""
-    hidden_sizes: tuple[int, ...] = static((128, 128), low=1)
+    hidden_sizes: tuple[int, ...] = static((64, 64), low=1)
     """Hidden layers; images pass a convolution first."""
     activation: str = static("relu", choices=tuple(networks.ACTIVATIONS))
     """Nonlinearity between layers."""
@@ -61,7 +61,7 @@ class Config:
     """Normalise each hidden layer: what stands in for the target network."""
     anneal_learning_rate: bool = static(True)
     """Let the learning rate fall linearly to 0."""
-    learning_rate: Scalar = traced(1e-4, low=0)
+    learning_rate: Scalar = traced(1e-3, low=0)
     """Adam's step size."""
     gamma: Scalar = traced(0.99, low=0, high=1)
     """Discount factor."""
@@ -71,7 +71,7 @@ class Config:
     """Factor of rewards in the target, which keeps values near 1."""
     epsilon_start: Scalar = traced(1.0, low=0, high=1)
     """Probability of a random action at first."""
-    epsilon_end: Scalar = traced(0.05, low=0, high=1)
+    epsilon_end: Scalar = traced(0.2, low=0, high=1)
     """Probability of a random action in the end."""
     exploration_fraction: Scalar = traced(0.2, low=0, high=1)
     """Part of the training over which epsilon falls."""
