@@ -405,8 +405,18 @@ def _enumerate(env: Any, adapter: Any, params: Any, num_actions: int, max_states
     states, counts = np.unique(first, axis=0, return_counts=True)
     rows, terminal = list(states), [False] * len(states)
     number = {row.tobytes(): i for i, row in enumerate(rows)}
+
+    def numbered(row: np.ndarray, ended: bool) -> int:
+        known = number.setdefault(row.tobytes(), len(rows))
+        if known == len(rows):
+            rows.append(row)
+            terminal.append(ended)
+        if terminal[known] != ended:
+            raise ValueError(f"{env} ends by the way a state was reached, not by the state: it is no MDP.")
+        return known
+
     following: list[list[int]] = []
-    reward: list[Any] = []
+    reward: list[np.ndarray] = []
     while len(following) < len(rows):
         here = range(len(following), min(len(following) + _BATCH, len(rows)))
         # Always as many, so that it compiles once.
@@ -420,15 +430,8 @@ def _enumerate(env: Any, adapter: Any, params: Any, num_actions: int, max_states
             )
         for i, actions in zip(here, outcome[:, 0], strict=False):
             reward.append(actions[:, -2])
-            following.append([i] * num_actions if terminal[i] else [])
-            for *row, _, ended in actions if not terminal[i] else ():
-                known = number.setdefault(np.array(row).tobytes(), len(rows))
-                if known == len(rows):
-                    rows.append(np.array(row))
-                    terminal.append(bool(ended))
-                if terminal[known] != ended:
-                    raise ValueError(f"{env} ends by the way a state was reached, not by the state: it is no MDP.")
-                following[i].append(known)
+            leads = [i] * num_actions if terminal[i] else [numbered(x[:-2].copy(), bool(x[-1])) for x in actions]
+            following.append(leads)
         if len(rows) > max_states:
             raise ValueError(
                 f"{env} has at least {len(rows)} states, more than max_states = {max_states}: raise that, or learn "
