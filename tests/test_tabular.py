@@ -1,5 +1,6 @@
 """Learners with a table or with features: their rules by hand, and what they learn against exact values."""
 
+from types import ModuleType
 from typing import Any, ClassVar
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import purerl
 from purerl import linear_q, q_learning, sarsa, td, value_iteration
 from purerl.core import envs, mdp
 from purerl.core.replay import Transition
@@ -87,25 +89,22 @@ def steps(q: np.ndarray) -> list[int]:
     return path
 
 
-def test_cliff_walking() -> None:
+@pytest.mark.parametrize("switches", [{}, {"expected": False, "learning_rate": 0.1}], ids=["expected", "plain"])
+def test_cliff_walking(switches: dict[str, Any]) -> None:
     """Sutton and Barto, example 6.6, epsilon = 0.1: Q-learning walks along the edge, SARSA above it and earns more.
 
     The edge is row 2, states 24 to 35: 13 steps in all. Means over ten seeds; returns are those while learning.
     """
-    fields = {"env": "mdp/cliff_walking", "total_timesteps": 100_000, "gamma": 1.0, "learning_rate": 0.5}
-    fields |= {"epsilon_start": 0.1, "epsilon_end": 0.1}
     keys = jax.random.split(KEY, 10)
-    q, sarsa_run = (
-        jax.vmap(algorithm.train, (0, None))(keys, algorithm.Config(**fields, **more))
-        for algorithm, more in ((q_learning, {}), (sarsa, {"expected": True}))
-    )
+    q = jax.vmap(q_learning.train, (0, None))(keys, purerl.tuned("q_learning", "mdp/cliff_walking"))
+    on_policy = jax.vmap(sarsa.train, (0, None))(keys, purerl.tuned("sarsa", "mdp/cliff_walking").replace(**switches))
     for table in np.asarray(q.state.params[:, 0]):
         path = steps(table)
         assert len(path) == 13 and set(path[1:]) == set(range(24, 36))
-    for table in np.asarray(sarsa_run.state.params):
+    for table in np.asarray(on_policy.state.params):
         path = steps(table)
         assert 13 < len(path) < 100 and not set(range(25, 35)) & set(path)
-    online = [float(run.metrics["episode_return"][:, -50:].mean()) for run in (q, sarsa_run)]
+    online = [float(run.metrics["episode_return"][:, -50:].mean()) for run in (q, on_policy)]
     assert online[1] > online[0] + 10
 
 
@@ -115,21 +114,6 @@ def greedy_return(params: jax.Array, model: mdp.MDP, gamma: float) -> float:
     return float(np.asarray(model.start) @ mdp.policy_value(model, policy, gamma))
 
 
-# Q-learning may explore as it likes. SARSA values what it does, so it must explore little in the end, for long.
-ON_THE_LAKE = {
-    "q_learning": (q_learning, {"total_timesteps": 500_000, "learning_rate": 0.03, "epsilon_end": 0.1}),
-    "sarsa": (
-        sarsa,
-        {
-            "total_timesteps": 4_000_000,
-            "expected": True,
-            "learning_rate": 0.03,
-            "epsilon_start": 0.02,
-            "epsilon_end": 0.02,
-            "initial_value": 0.6,
-        },
-    ),
-}
 _VISITS = {"count_visits": True, "learning_rate": 1.0}
 ON_RANDOM_MDPS = {
     "q_learning": (q_learning, {**_VISITS, "total_timesteps": 500_000, "visit_power": 0.85, "epsilon_end": 1.0}, 0.999),
@@ -149,11 +133,10 @@ ON_RANDOM_MDPS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ON_THE_LAKE)
-def test_control_is_optimal_on_the_slippery_lake(name: str) -> None:
-    """The greedy policy of each of ten seeds has the optimal expected return, 0.542 at gamma = 0.99."""
-    algorithm, fields = ON_THE_LAKE[name]
-    config = algorithm.Config(env="mdp/frozen_lake_4x4_slippery", num_steps=10_000, anneal_learning_rate=True, **fields)
+@pytest.mark.parametrize("algorithm", [q_learning, sarsa], ids=["q_learning", "sarsa"])
+def test_control_is_optimal_on_the_slippery_lake(algorithm: ModuleType) -> None:
+    """With the tuned settings the greedy policy of each of ten seeds has the optimal expected return, 0.542."""
+    config = purerl.tuned(algorithm.__name__.split(".")[-1], "mdp/frozen_lake_4x4_slippery")
     tables = jax.vmap(algorithm.train, (0, None))(jax.random.split(KEY, 10), config).state.params.reshape(10, 16, 4)
     model = mdp.frozen_lake()
     best = mdp.optimal_value(model, 0.99)[0]
