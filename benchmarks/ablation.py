@@ -25,7 +25,7 @@ import purerl
 from benchmarks import learning
 from purerl import dqn, plot, runner
 
-NO_REPLAY = {"buffer_size": dqn.Config().batch_size, "learning_starts": dqn.Config().batch_size}
+NO_REPLAY = {"batch_size": 128, "buffer_size": 128, "learning_starts": 128}
 NO_TARGET = {"target_update_period": 1, "tau": 1.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "replay and target": {},
