@@ -3,9 +3,10 @@
     python -m benchmarks.ablation                 seeds 0-9 of all four variants, about twenty minutes on two cores
     python -m benchmarks.ablation --fresh         from the beginning, instead of going on with an interrupted run
 
-CartPole-v1 with DQN's default Config. Without replay, the memory holds no more than one batch, the newest transitions,
-so a gradient step sees as many as ever, but all from one moment of the same episodes. Without target network, the
-target is copied after every gradient step, so that each step moves what the next one aims at.
+CartPole-v1 with DQN's default Config. Without replay, the memory holds the newest 128 transitions, from which a batch
+of 128 is drawn with replacement, all from one moment of the same episodes; learning then begins after 128 steps in
+place of 10,000. Without target network, the target is copied after every gradient step, so that each step moves what
+the next one aims at.
 
 Final policies act greedily for 100 episodes. Results go to benchmarks/results: `ablation_dqn.csv` with each seed's
 score, and `ablation_dqn.png` with the learning curves.

@@ -128,12 +128,16 @@ def value_map(
     """Draws the values of a gridworld's states, and what a policy does in each.
 
     value: `[S]`, row by row; NaN leaves a cell blank, such as a wall. shape: rows and columns, with S = rows * columns.
-    actions: `[S]`, the action in each state, drawn as its character of `arrows`; -1 draws none. numbers: write values.
-    Raises ValueError where value does not fill the grid.
+    actions: `[S]`, the action in each state, drawn as its character of `arrows`; -1 draws none. arrows: in the order of
+    `mdp.grid`, up, right, down, left; FrozenLake's are "←↓→↑". numbers: write values.
+    Raises ValueError where value or actions do not fill the grid, or an action has no arrow.
     """
     value = np.asarray(value, float)
     if value.shape != (shape[0] * shape[1],):
         raise ValueError(f"value must be [{shape[0] * shape[1]}] to fill a grid of {shape}, but is {value.shape}.")
+    actions = np.full(value.size, -1) if actions is None else np.asarray(actions)
+    if actions.shape != value.shape or actions.max() >= len(arrows):
+        raise ValueError(f"actions must be [{value.size}] numbers below {len(arrows)}, but is {actions.tolist()}.")
     cell = 0.62 if numbers else 0.42
     size = (cell * shape[1] + 0.4, cell * shape[0] + 0.4)
     ax = plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
@@ -141,7 +145,6 @@ def value_map(
     colors = plt.get_cmap("viridis").with_extremes(bad="0.85")
     ax.imshow(grid, cmap=colors)
     brighter = grid.min() + 0.6 * (grid.max() - grid.min())  # where black is easier to read than white
-    actions = np.full(value.size, -1) if actions is None else np.asarray(actions)
     for (y, x), v in np.ndenumerate(value.reshape(shape)):
         action, color = actions.reshape(shape)[y, x], "black" if v > brighter else "white"
         both = numbers and action >= 0

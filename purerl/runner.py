@@ -381,6 +381,8 @@ def read_config(folder: str | Path) -> tuple[ModuleType, Any, list[int]]:
         raise RunError(f"{path} is damaged: {error}.") from error
     defaults = algorithm.Config()
     fields = {name: tuple(x) if isinstance(getattr(defaults, name, None), tuple) else x for name, x in fields.items()}
+    arrays = [field.name for field in dataclasses.fields(defaults) if field.type is Any and field.name != "env_params"]
+    fields |= {name: jnp.asarray(fields[name]) for name in arrays if fields.get(name) is not None}
     if fields.get("env_params") is not None:
         own = checks.env(defaults.replace(env=fields["env"])).default_params
         leaves = [jnp.asarray(leaf) for leaf in fields["env_params"]]

@@ -66,6 +66,7 @@ TUNED: Mapping[tuple[str, str], Setting] = {
         {
             "total_timesteps": 500_000,
             "features": "fourier",
+            "bias": False,
             # Where the episode ends, and velocities that a good policy does not exceed; the env itself bounds none.
             "obs_low": (-2.4, -3.0, -0.21, -3.5),
             "obs_high": (2.4, 3.0, 0.21, 3.5),
@@ -80,6 +81,7 @@ TUNED: Mapping[tuple[str, str], Setting] = {
         {
             "total_timesteps": 500_000,
             "num_tilings": 16,
+            "bias": False,
             "anneal_learning_rate": True,
             "epsilon_start": 0.1,
             "epsilon_end": 0.0,

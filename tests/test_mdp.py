@@ -1,5 +1,7 @@
 """Exact MDPs: the tables against what is known of them, planners against linear solves, sampling against the tables."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -169,6 +171,41 @@ def test_from_env_of_a_deterministic_env() -> None:
     model = mdp.from_env("DeepSea-bsuite")
     assert model.num_states == 8 * 9 // 2 + 9 and model.terminal.sum() == 9
     assert mdp.optimal_value(model, 1.0)[np.argmax(model.start)] == pytest.approx(0.99)
+
+
+class Rare:
+    """A NamedTuple state with a clock, and a step that, in one state and one draw in three, goes elsewhere."""
+
+    class State(NamedTuple):
+        position: jax.Array
+        time: jax.Array
+
+    default_params = ()
+
+    def __init__(self, chance: float):
+        self.chance = chance
+
+    def observation_space(self, params):
+        return envs.Discrete(5)
+
+    def action_space(self, params):
+        return envs.Discrete(2)
+
+    def reset(self, key, params):
+        return jnp.int32(0), self.State(jnp.int32(0), jnp.int32(0))
+
+    def step(self, key, state, action, params):
+        slips = (state.position == 2) & (jax.random.uniform(key) < self.chance)
+        position = jnp.where(slips, 0, jnp.minimum(state.position + action, 4)).astype(jnp.int32)
+        ends = position == 4
+        return position, self.State(position, state.time + 1), ends.astype(jnp.float32), ends, state.time > 100
+
+
+def test_from_env_of_ones_own() -> None:
+    assert mdp.from_env(Rare(0.0)).num_states == 5
+    with pytest.raises(ValueError, match="random in a way that from_env does not know"):
+        mdp.from_env(Rare(0.3))
+    np.testing.assert_array_equal(mdp.from_env("mdp/cliff_walking").successor, MODELS["mdp/cliff_walking"].successor)
 
 
 @pytest.mark.parametrize(

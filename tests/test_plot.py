@@ -46,6 +46,9 @@ def test_value_map_writes_each_cell() -> None:
     assert texts == {(0, 0): ["0", "↑"], (1, 0): ["1", "→"], (0, 1): ["3", "←"], (1, 1): ["4"], (2, 1): ["5", "↑"]}
     with pytest.raises(ValueError, match=r"value must be \[6\] to fill a grid of \(2, 3\), but is \(5,\)"):
         plot.value_map(np.zeros(5), (2, 3))
+    for actions in ([0, 1], [0, 1, 2, 3, 4, 0]):
+        with pytest.raises(ValueError, match=r"actions must be \[6\] numbers below 4, but is"):
+            plot.value_map(np.zeros(6), (2, 3), actions=actions)
 
 
 def test_a_planner_shows_its_first_metric() -> None:

@@ -1,5 +1,6 @@
 """Learners with a table or with features: their rules by hand, and what they learn against exact values."""
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl import linear_q, q_learning, sarsa, td, value_iteration
+from purerl import linear_q, q_learning, runner, sarsa, td, value_iteration
 from purerl.core import envs, mdp
 from purerl.core.replay import Transition
 from tests import tiny
@@ -190,7 +191,21 @@ class Corridor:
         return state + 1, state + 1, state.astype(jnp.float32), ends, last & ~ends
 
 
-CORRIDOR = Corridor()
+class SeenCorridor(Corridor):
+    """The same, with the cell's number as a vector of one."""
+
+    def observation_space(self, params):
+        return envs.Box(0.0, 4.0, (1,))
+
+    def reset(self, key, params):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        cell, *rest = super().step(key, state, action, params)
+        return cell[None].astype(jnp.float32), *rest
+
+
+CORRIDOR, SEEN_CORRIDOR = Corridor(), SeenCorridor()
 # gamma = 1/2, alpha = 1, V = 8 at first; rewards 0 1 2 3. Every return is worked out from the last step to the first.
 TD_CASES = {
     # TD(0), one after the other: 0 + 8/2 = 4, 1 + 8/2 = 5, 2 + 8/2 = 6, 3 + 0
@@ -250,6 +265,19 @@ def test_td_reaches_the_value(env: str, gamma: float, env_steps: int, switches: 
     np.testing.assert_allclose(params, np.tile(exact, (10, 1)), atol=0.02)
 
 
+def test_td_keeps_its_policy(tmp_path: Path) -> None:
+    """A run with a policy to evaluate is saved and loaded; lowering by hand, which shows JAX's stand-ins, works."""
+    policy = np.tile([0.9, 0.1], (7, 1))
+    config = tiny.config(td, target_policy=policy)
+    tiny.run(td, config, (1,), out=tmp_path / "run")
+    loaded = runner.load(tmp_path / "run")
+    np.testing.assert_allclose(loaded.config.target_policy, policy, rtol=1e-6)
+    assert tiny.run(td, config, (1,), out=tmp_path / "run", resume=True).finished
+    jax.jit(td.train).lower(KEY, config)
+    with pytest.raises(TypeError, match="target_policy must be an array, but is a list"):
+        td.Config(target_policy=policy.tolist())
+
+
 def test_td_policy_must_be_probabilities() -> None:
     for policy, message in (
         (np.ones((7, 3)) / 3, r"target_policy must be \[states, actions\] = \[7, 2\], but has the shape \[7, 3\]"),
@@ -297,7 +325,7 @@ def test_linear_step_by_hand() -> None:
     s = 3: y = 3,                   Q = 27/8 + 11/16 = 65/16, error -17/16, w = 9/8 - 51/64 = 21/64, b = 27/64
     """
     fields = {"gamma": 0.5, "learning_rate": 0.25, "total_timesteps": 4, "num_steps": 4, "features": "raw"}
-    config = linear_q.Config(env=CORRIDOR, env_params={"terminates": True}, **fields)
+    config = linear_q.Config(env=SEEN_CORRIDOR, env_params={"terminates": True}, **fields)
     params = linear_q.train(KEY, config).state.params
     np.testing.assert_array_equal(params.weights, [[21 / 64]])
     np.testing.assert_array_equal(params.bias, [27 / 64])
@@ -330,8 +358,16 @@ def test_tiles_by_hand() -> None:
         ({"env": "CartPole-v1"}, r"tile features need a finite obs_low .* CartPole-v1 has none in dimension 1: give"),
         ({"obs_low": (0.0,)}, "obs_low must have 2 entries, one for each observed number, but has 1"),
         ({"obs_low": (9.0, 9.0)}, "obs_low must be less than obs_high, but is not in dimension 0"),
-        ({"env": "mdp/gridworld"}, "mdp/gridworld are numbers of states, which tile features .*'one_hot'"),
-        ({"features": "one_hot"}, "linear_q keeps one entry for each observation, but those of MountainCar-v0"),
+        ({"env": "mdp/gridworld"}, "mdp/gridworld are numbers of states, of which tile features .*'one_hot'"),
+        ({"env": "mdp/gridworld", "features": "raw"}, "numbers of states, of which raw features .*'one_hot'"),
+        ({"features": "one_hot"}, "linear_q keeps one entry .* those of MountainCar-v0 .*tile, fourier or raw"),
+        (
+            {"env": "Acrobot-v1"},
+            r"6 observed numbers make 4.25e\+06 tile features, more than 1,000,000: lower num_tiles",
+        ),
+        ({"env": "Breakout-MinAtar", "features": "fourier"}, "400 observed numbers .* lower fourier_order, or use raw"),
+        ({"num_tilings": 6}, "num_tilings must be a power of two.*but is 6"),
+        ({"obs_low": (float("nan"), 0.0)}, "obs_low must be finite"),
         ({"env": "Pendulum-v1"}, "linear_q acts in discrete action spaces only"),
         ({"features": "rbf"}, "features must be one of raw, one_hot, fourier, tile"),
     ],

@@ -44,6 +44,7 @@ from purerl.core.rollout import online
 from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
 
 ACTIONS = (envs.Discrete,)
+MAX_FEATURES = 1_000_000
 
 
 @struct.dataclass
@@ -65,11 +66,11 @@ class Config:
     fourier_order: int = static(3, low=1)
     """Highest frequency of Fourier features in each dimension."""
     num_tilings: int = static(8, low=1)
-    """Grids of tile features."""
+    """Grids of tile features, a power of two."""
     num_tiles: int = static(8, low=1)
     """Tiles of each grid in each dimension."""
     bias: bool = static(True)
-    """Give each action a bias."""
+    """Give each action a bias; Fourier and tile features contain a constant, whose step it would double."""
     anneal_learning_rate: bool = static(False)
     """Let the step size fall linearly to 0."""
     learning_rate: Scalar = traced(0.1, low=0)
@@ -85,9 +86,25 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.check(self, ACTIONS, tabular=self.features == "one_hot")
+        if self.features != "one_hot":
+            checks.observed_size(self)
         if self.features in ("fourier", "tile"):
             checks.bounded(self, "obs_low", "obs_high")
+            self._check_size()
         checks.at_least_one_update(self, self.env_steps(1))
+
+    def _check_size(self) -> None:
+        """Raises ValueError where tilings would coincide, or features be too many to step through."""
+        if self.num_tilings & (self.num_tilings - 1):
+            raise ValueError(f"num_tilings must be a power of two, so that no two coincide, but is {self.num_tilings}.")
+        num_dims, tile = checks.observed_size(self), self.features == "tile"
+        num = self.num_tilings * (self.num_tiles + 1) ** num_dims if tile else (self.fourier_order + 1) ** num_dims
+        if num > MAX_FEATURES:
+            fewer = "num_tiles or num_tilings" if tile else "fourier_order"
+            raise ValueError(
+                f"{num_dims} observed numbers make {num:.3g} {self.features} features, more than {MAX_FEATURES:,}: "
+                f"lower {fewer}, or use raw features, or dqn."
+            )
 
     @property
     def num_updates(self) -> int:

@@ -9,7 +9,7 @@ values elsewhere (section 3), so the target needs no network of its own:
     G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda) max_a Q(s_{t+1}, a) + lambda G_{t+1} ]
     loss = E[ (Q(s_t, a_t) - G_t)^2 / 2 ]
 
-G is the lambda-return (Sutton and Barto 2018, eq. 12.20) with the best next action in place of the next state's value.
+G is the lambda-return (Sutton and Barto 2018, eq. 12.18) with the best next action in place of the next state's value.
 
 Each update: act for T steps in N environments with one set of parameters, compute the lambda-returns with the same,
 then take num_epochs x num_minibatches gradient steps towards them. Actions are epsilon-greedy, epsilon falling linearly

@@ -10,7 +10,7 @@ More rewards before the bootstrap bring less of V's own error and more noise. An
 
     G_t = r_t + gamma r_{t+1} + ... + gamma^(n-1) r_{t+n-1} + gamma^n V(s_{t+n}),
 
-and the lambda-return is the mean of them all, with weights that fall by lambda (eq. 12.20):
+and the lambda-return is the mean of them all, with weights that fall by lambda (eq. 12.18):
 
     G_t = r_t + gamma [ (1 - lambda) V(s_{t+1}) + lambda G_{t+1} ].
 
@@ -86,7 +86,10 @@ class Config:
 
 
 class State(NamedTuple):
-    """params: V(s) `[S]`. visits: how often each state was learned from, or None."""
+    """params: V(s) `[S]`, in which terminal states keep their first value and count as 0.
+
+    visits: how often each state was learned from, or None.
+    """
 
     key: Key[Array, ""]
     params: Array
@@ -123,7 +126,7 @@ def policy(state: State, config: Config, *, deterministic: bool = True) -> Calla
     return act
 
 
-def returns(params: Array, trajectory: Transition, config: Config) -> tuple[Transition, Array]:
+def long_steps(params: Array, trajectory: Transition, config: Config) -> tuple[Transition, Array]:
     """For each of T steps its rewards to sum and the state to bootstrap from, and the discount `[T]` of its value."""
     if config.lambda_return:
         signals = (trajectory.reward, params[trajectory.final_obs], trajectory.terminated, trajectory.truncated)
@@ -158,7 +161,7 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
         td_error = td_target(params, step, discount) - params[step.obs]
         return (params.at[step.obs].add(step_size * td_error), visits), jnp.abs(td_error)
 
-    tables, td_error = jax.lax.scan(learn, (state.params, state.visits), returns(state.params, trajectory, config))
+    tables, td_error = jax.lax.scan(learn, (state.params, state.visits), long_steps(state.params, trajectory, config))
     state = State(key, *tables, env_state, state.updates + 1)
     return state, {"td_error": td_error.mean()} | episodes.metrics()
 

@@ -63,7 +63,8 @@ def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> N
     if tabular and not isinstance(environment.observation_space(environment.default_params), envs.Discrete):
         raise ValueError(
             f"{algorithm} keeps one entry for each observation, but those of {config.env} are not numbered: "
-            f"{environment.observation_space(environment.default_params)}. Use linear_q or dqn, or number the states."
+            f"{environment.observation_space(environment.default_params)}. Use linear_q with tile, fourier or raw "
+            "features, or dqn."
         )
     if config.env_params is None:
         return
@@ -73,12 +74,15 @@ def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> N
 
 
 def probabilities(config: Any, field: str) -> None:
-    """Raises ValueError unless the field is None or holds probabilities of actions `[S, A]`, also stacked for vmap.
+    """Raises unless the field is None or holds probabilities of actions `[S, A]`, also stacked for vmap.
 
-    Tracers pass: their values do not exist yet.
+    TypeError where it is a list, which JAX would take for many numbers; ValueError where shape or sums are wrong.
+    Tracers, and what else JAX puts in the place of arrays, pass: their values do not exist yet.
     """
     value = getattr(config, field)
-    if value is None or isinstance(value, jax.core.Tracer):
+    if isinstance(value, list | tuple):
+        raise TypeError(f"{field} must be an array, but is a {type(value).__name__}: wrap it in jnp.array.")
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, np.ndarray | jax.Array):
         return
     environment = env(config)
     obs_space, action_space = (
@@ -94,20 +98,32 @@ def probabilities(config: Any, field: str) -> None:
         raise ValueError(f"{field}[{where}] must be probabilities that sum to 1, but is {value[wrong][0].tolist()}.")
 
 
+def observed_size(config: Any) -> int:
+    """D, how many numbers an observation has. Raises ValueError where it is the number of a state."""
+    space = env(config).observation_space(env(config).default_params)
+    if isinstance(space, envs.Discrete):
+        raise ValueError(
+            f"The observations of {config.env} are numbers of states, of which {config.features} features make no "
+            "sense: use features = 'one_hot'."
+        )
+    return math.prod(space.shape)
+
+
 def bounded(config: Any, low_field: str, high_field: str) -> tuple[np.ndarray, np.ndarray]:
     """Lower and upper bound of the observation `[D]`: the two fields of the Config, or where they are () the env's.
 
-    Raises ValueError where observations are numbers of states, where a bound is missing, and where low is not below
-    high.
+    The env's are those with its default params.
+    Raises TypeError where an entry is no number, ValueError where observations are numbers of states, where a bound is
+    missing or not finite, and where low is not below high.
     """
     with jax.ensure_compile_time_eval():
-        space = env(config).observation_space(env(config).default_params)
-        if isinstance(space, envs.Discrete):
-            raise ValueError(
-                f"The observations of {config.env} are numbers of states, which {config.features} features do not "
-                "cover: use features = 'one_hot'."
-            )
-        size = math.prod(space.shape)
+        size, space = observed_size(config), env(config).observation_space(env(config).default_params)
+        assert isinstance(space, envs.Box)
+        for field in (low_field, high_field):
+            if any(not isinstance(entry, int | float) for entry in getattr(config, field)):
+                raise TypeError(f"{field} must be a tuple of numbers, but is {getattr(config, field)!r}.")
+            if not np.isfinite(getattr(config, field)).all():
+                raise ValueError(f"{field} must be finite, but is {getattr(config, field)}.")
         own = {low_field: space.low, high_field: space.high}
         given = {field: np.asarray(getattr(config, field), np.float64) for field in own}
         bounds = {

@@ -353,18 +353,21 @@ _RESETS, _BATCH = 4096, 256
 
 
 def from_env(env: Any, params: Any = None, *, max_states: int = 10_000) -> MDP:
-    """The tables of an environment whose state, its clock apart, takes finitely many values.
+    """The tables of an environment whose state, apart from a clock in a field named `time`, takes few values.
 
     env: a name or an env object with discrete actions. params: its physics; None means its own.
     The states are those within reach of the start states of 4,096 resets, of which `start` holds the shares. They are
-    numbered in the order of their values. Steps must not be random, but for FrozenLake-misc and FourRooms-misc, of
-    which it is known how chance replaces actions. The time limit is left out: `Tabular` has one of its own.
+    numbered in the order of their values. Steps must not be random, as far as 16 draws for each state and action show,
+    but for FrozenLake-misc and FourRooms-misc, of which it is known how chance replaces actions. The time limit is left
+    out: `Tabular` has one of its own.
     Raises ValueError where actions are not discrete, where there are more than max_states states, where steps are
     random in any other way, and where the same state ends an episode at one time and not at another.
     """
     with jax.ensure_compile_time_eval():
         adapter = envs.make(env)
         params = adapter.default_params if params is None else params
+        if isinstance(adapter, Tabular):
+            return params
         if not isinstance(space := adapter.action_space(params), Discrete):
             raise ValueError(f"from_env lists states and actions, but {env} has the action space {space}.")
         quiet, quiet_params, chance = _without_noise(adapter, params, space.n)
@@ -390,7 +393,7 @@ def _without_noise(adapter: Any, params: Any, num_actions: int) -> tuple[Any, An
         aside = (np.roll(same, 1, axis=1) + np.roll(same, -1, axis=1)) / 2
         return envs.Gymnax(quiet), params, success * same + (1 - success) * aside
     if name == "FourRooms-misc":
-        random = float(params.fail_prob) * num_actions / (num_actions - 1)
+        random = min(1.0, float(params.fail_prob) * num_actions / (num_actions - 1))
         return adapter, params.replace(fail_prob=0.0), (1 - random) * same + random / num_actions
     return adapter, params, same
 
@@ -399,7 +402,7 @@ def _enumerate(env: Any, adapter: Any, params: Any, num_actions: int, max_states
     """States as rows of numbers `[S, D]`, where each action leads and what it pays `[S, A]`, the ends, first states."""
     keys = jax.random.split(jax.random.key(0), _RESETS)
     over_actions = jax.vmap(adapter.step, (None, None, 0, None))
-    step = jax.jit(jax.vmap(jax.vmap(over_actions, (0, None, None, None)), (None, 0, None, None)))
+    step = jax.jit(jax.vmap(jax.vmap(over_actions, (0, None, None, None)), (0, 0, None, None)))
     first = _rows(jax.jit(jax.vmap(adapter.reset, (0, None)))(keys, params)[1], 1)
     like = jax.eval_shape(adapter.reset, keys[0], params)[1]
     states, counts = np.unique(first, axis=0, return_counts=True)
@@ -421,7 +424,8 @@ def _enumerate(env: Any, adapter: Any, params: Any, num_actions: int, max_states
         here = range(len(following), min(len(following) + _BATCH, len(rows)))
         # Always as many, so that it compiles once.
         batch = np.stack([rows[i] for i in here] + [rows[0]] * (_BATCH - len(here)))
-        _, after, pay, ends, _ = step(keys[:4], _states(batch, like), jnp.arange(num_actions), params)
+        draws = jax.random.split(keys[len(following) // _BATCH], (_BATCH, 16))
+        _, after, pay, ends, _ = step(draws, _states(batch, like), jnp.arange(num_actions), params)
         outcome = np.concatenate([_rows(after, 3), np.asarray(pay)[..., None], np.asarray(ends)[..., None]], -1)
         if (outcome != outcome[:, :1]).any():
             raise ValueError(
@@ -434,8 +438,8 @@ def _enumerate(env: Any, adapter: Any, params: Any, num_actions: int, max_states
             following.append(leads)
         if len(rows) > max_states:
             raise ValueError(
-                f"{env} has at least {len(rows)} states, more than max_states = {max_states}: raise that, or learn "
-                "from its observations, with linear_q or dqn."
+                f"{env} has at least {len(rows)} states, more than max_states = {max_states}: raise that, keep its "
+                "clock in a field named time, or learn from its observations, with linear_q or dqn."
             )
     ended, start = np.array(terminal), np.zeros(len(rows))
     start[: len(counts)] = counts / counts.sum()
@@ -444,7 +448,9 @@ def _enumerate(env: Any, adapter: Any, params: Any, num_actions: int, max_states
 
 def _rows(states: Any, batch_axes: int) -> np.ndarray:
     """States `[*batch, ...]` as rows of numbers `[*batch, D]`, in which the clock stands still."""
-    states = states.replace(time=jnp.zeros_like(states.time)) if hasattr(states, "time") else states
+    if hasattr(states, "time"):
+        replace = getattr(states, "_replace", None) or states.replace
+        states = replace(time=jnp.zeros_like(states.time))
     leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(states)]
     return np.concatenate([leaf.reshape(*leaf.shape[:batch_axes], -1) for leaf in leaves], axis=-1)
 

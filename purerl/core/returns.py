@@ -39,13 +39,13 @@ def lambda_returns(
     gamma: Scalar,
     td_lambda: Scalar,
 ) -> Float[Array, "T *batch"]:
-    r"""The mean of all n-step returns, each weighted by (1 - lambda) lambda^(n-1).
+    r"""The mean of all n-step returns: each weighs (1 - lambda) lambda^(n-1), the longest one all the rest.
 
     G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda) V(final_obs_t) + lambda G_{t+1} ]
 
     next_value: V(final_obs), or the value of the best action there; gamma, td_lambda in [0, 1]. V(final_obs) stands for
     the whole bracket where a time limit cuts the episode, and at the end of the trajectory.
-    Source: Sutton and Barto (2018), eq. 12.20, with a constant lambda.
+    Source: Sutton and Barto (2018), eq. 12.18, with a constant lambda.
     """
     cut = truncated.at[-1].set(True)
 
