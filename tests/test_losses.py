@@ -163,6 +163,18 @@ def test_target_network_stands_still_between_copies() -> None:
     tiny.assert_same_bits(states[3].target_params, states[3].params)
 
 
+@pytest.mark.parametrize("algorithm", [dqn, pqn], ids=["dqn", "pqn"])
+def test_learns_from_the_pixels_of_pong(algorithm: ModuleType) -> None:
+    """Boards of 30 x 40 x 3 bits pass a convolution, and a few updates change it and every other layer."""
+    config = tiny.config(algorithm, env="Pong-misc")
+    before = algorithm.init(jax.random.key(0), config).params
+    state, metrics = algorithm.train(jax.random.key(0), config)
+    assert before["params"]["Conv"]["kernel"].shape == (9 * 3, 16)
+    for old, new in zip(tiny.arrays(before), tiny.arrays(state.params), strict=True):
+        assert np.isfinite(new).all() and (old != new).any()
+    assert np.isfinite(metrics["loss"]).all()
+
+
 def ppo_loss(config: Any) -> tuple[Any, Any]:
     params = ppo.init(jax.random.key(0), config).params
     return lambda params: ppo.loss(params, batch_of_ppo(config), 0.2, config)[0], params

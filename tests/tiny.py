@@ -9,28 +9,22 @@ import numpy as np
 
 from purerl import runner
 
+_PARALLEL = {
+    "num_envs": 2,
+    "num_steps": 8,
+    "num_epochs": 2,
+    "num_minibatches": 2,
+    "hidden_sizes": (8,),
+    "total_timesteps": 96,
+}
 FIELDS = {
     "q_learning": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
     "sarsa": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
     "td": {"env": "mdp/random_walk", "num_steps": 8, "total_timesteps": 48},
     "linear_q": {"num_steps": 8, "total_timesteps": 48, "num_tilings": 2, "num_tiles": 4},
     "value_iteration": {"env": "mdp/frozen_lake_4x4", "max_sweeps": 6},
-    "pqn": {
-        "num_envs": 2,
-        "num_steps": 8,
-        "num_epochs": 2,
-        "num_minibatches": 2,
-        "hidden_sizes": (8,),
-        "total_timesteps": 96,
-    },
-    "ppo": {
-        "num_envs": 2,
-        "num_steps": 8,
-        "num_epochs": 2,
-        "num_minibatches": 2,
-        "hidden_sizes": (8,),
-        "total_timesteps": 96,
-    },
+    "pqn": _PARALLEL,
+    "ppo": _PARALLEL,
     "dqn": {
         "num_envs": 2,
         "num_steps": 2,
