@@ -176,7 +176,7 @@ def _tuned(algorithm: Any, env: str | None) -> Any:
         print(f"Tuned settings of {name} for {env}; flags override them.")
         return settings.tuned(name, env)
     print(f"No tuned settings of {name} for {env}: starting from the defaults.")
-    return algorithm.Config(env=env)
+    return algorithm.Config()  # the env itself comes with the flags, some of which it may need to be valid
 
 
 def _parsed(algorithm: Any, default: Any, options: TrainOptions, arguments: list[str]) -> tuple[Any, TrainOptions]:

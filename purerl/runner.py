@@ -26,7 +26,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from purerl import checkpoint
-from purerl.core import config as checks
+from purerl.core import envs
 from purerl.logs import CsvLogger, Logger
 from purerl.progress import Progress
 
@@ -384,7 +384,7 @@ def read_config(folder: str | Path) -> tuple[ModuleType, Any, list[int]]:
     arrays = [field.name for field in dataclasses.fields(defaults) if field.type is Any and field.name != "env_params"]
     fields |= {name: jnp.asarray(fields[name]) for name in arrays if fields.get(name) is not None}
     if fields.get("env_params") is not None:
-        own = checks.env(defaults.replace(env=fields["env"])).default_params
+        own = envs.make(fields["env"]).default_params
         leaves = [jnp.asarray(leaf) for leaf in fields["env_params"]]
         fields["env_params"] = jax.tree.structure(own).unflatten(leaves)
     return algorithm, algorithm.Config(**fields), seeds

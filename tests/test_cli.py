@@ -55,6 +55,13 @@ def test_a_planner_trains_evaluates_and_plots(
     assert matplotlib.image.imread(tmp_path / "run" / "curve.png").std() > 0
 
 
+def test_an_env_may_need_other_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Tile features, the default, do not cover numbered states, so the env alone would be refused."""
+    flags = ("--env", "mdp/gridworld", "--features", "one_hot", "--total-timesteps", "2000", "--num-seeds", "1")
+    call(monkeypatch, "train", "linear_q", *flags, "--out", str(tmp_path / "run"))
+    assert runner.read_config(tmp_path / "run")[1].env == "mdp/gridworld"
+
+
 def tiny_ppo():
     from purerl import ppo
 
