@@ -20,7 +20,7 @@ Features of an observation x, scaled to [0, 1] in each of D dimensions:
     raw       the numbers of the observation as they are, not scaled
     one_hot   one feature for each numbered state
     fourier   cos(pi c . x) for all c in {0 .. order}^D (eq. 9.18); weights of c learn with alpha / |c|, c = 0 with
-              alpha (Konidaris et al. 2011, doi:10.1609/aaai.v25i1.7903, section 3.2)
+              alpha (Konidaris et al. 2011, doi:10.1609/aaai.v25i1.7903)
     tile      num_tilings grids of num_tiles^D tiles, each shifted a little further, and a 1 for each tile that x is in
               (section 9.5.4); since num_tilings features change at once, weights learn with alpha / num_tilings
 
