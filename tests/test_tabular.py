@@ -122,13 +122,14 @@ ON_RANDOM_MDPS = {
         sarsa,
         {
             **_VISITS,
-            "total_timesteps": 2_000_000,
+            "total_timesteps": 6_000_000,
             "expected": True,
-            "visit_power": 0.7,
+            "visit_power": 0.65,
             "epsilon_start": 0.3,
-            "epsilon_end": 0.01,
+            "epsilon_end": 0.005,
+            "exploration_fraction": 0.8,
         },
-        0.96,
+        0.998,
     ),
 }
 
