@@ -106,12 +106,12 @@ def runs(folders: Sequence[str | Path], *, name: str | None = None, ax: Axes | N
     for folder in folders:
         algorithm, config, seeds = runner.read_config(folder)
         metrics = read_metrics(folder)
-        name = logs.headline(metrics) if name is None else name
-        if name not in metrics:
-            raise runner.RunError(f"{folder}/metrics.csv has no column {name!r}; it has {', '.join(metrics)}.")
+        column = logs.headline(metrics) if name is None else name
+        if column not in metrics:
+            raise runner.RunError(f"{folder}/metrics.csv has no column {column!r}; it has {', '.join(metrics)}.")
         label = f"{algorithm.__name__.split('.')[-1]} {config.env} ({len(seeds)} seeds)"
         label = f"{Path(folder).name}: {label}" if len(folders) > 1 else label
-        learning_curve(metrics, config, name=name, label=label, ax=ax, show_seeds=len(folders) == 1)
+        learning_curve(metrics, config, name=column, label=label, ax=ax, show_seeds=len(folders) == 1)
     ax.set_title("IQM over seeds, 95 % bootstrap interval", fontsize="medium")
     return ax
 

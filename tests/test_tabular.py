@@ -115,6 +115,7 @@ def greedy_return(params: jax.Array, model: mdp.MDP, gamma: float) -> float:
     return float(np.asarray(model.start) @ mdp.policy_value(model, policy, gamma))
 
 
+# Q-learning may explore as it likes. SARSA values what it does, so it must explore little in the end, and for long.
 _VISITS = {"count_visits": True, "learning_rate": 1.0}
 ON_RANDOM_MDPS = {
     "q_learning": (q_learning, {**_VISITS, "total_timesteps": 500_000, "visit_power": 0.85, "epsilon_end": 1.0}, 0.999),
