@@ -1,4 +1,4 @@
-"""Do the algorithms learn? Trains entries of `purerl.settings.TUNED` over many seeds against their bars.
+"""Do the algorithms learn? Trains entries of `purerl.run.settings.TUNED` over many seeds against their bars.
 
     python -m benchmarks.learning ppo CartPole-v1                     one entry, seeds 0-9
     python -m benchmarks.learning ppo CartPole-v1 dqn MountainCar-v0  several
@@ -30,7 +30,7 @@ import numpy as np
 import tyro
 
 import purerl
-from purerl import plot, runner, settings
+from purerl.run import plot, runner, settings
 
 _ENTRY = ("algorithm", "env", "variant", "env_steps", "seeds")
 _SCORES = ("mean", "iqm", "low", "high", "lowest_seed", "bar", "reached", "run_seconds", "env_steps_per_second")

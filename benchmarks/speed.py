@@ -488,7 +488,7 @@ def compile_part(part: Part, num_updates: int) -> Callable[[], Any]:
 
 def unroll_step(num_steps: int, act: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
     """A Part's step: num_steps env steps with the actions act(key, obs, fixed); fixed begins with the Config."""
-    from purerl.core import config as checks
+    from purerl.core import checks
     from purerl.core.rollout import unroll
 
     def step(key: Any, env_state: Any, fixed: Any) -> tuple[Any, Any]:
@@ -566,8 +566,7 @@ def dqn_parts(config: Any) -> dict[str, Part]:
 
 def gradient_flops(algorithm: str, config: Any) -> int:
     """FLOPs of the matrix products in one update's gradient steps; everything else counts as nothing."""
-    from purerl.core import config as checks
-    from purerl.core import envs
+    from purerl.core import checks, envs
 
     obs_space, action_space = checks.spaces(config)
     assert isinstance(action_space, envs.Discrete)

@@ -16,14 +16,16 @@ ALGORITHMS = ("dqn", "linear_q", "ppo", "pqn", "q_learning", "sarsa", "td", "val
 _HOMES = {name: f"purerl.algorithms.{name}" for name in ALGORITHMS} | {
     "envs": "purerl.core.envs",
     "mdp": "purerl.core.mdp",
-    "plot": "purerl.plot",
-    "render": "purerl.render",
-    "runner": "purerl.runner",
-    "load": "purerl.checkpoint:load",
-    "save": "purerl.checkpoint:save",
-    "evaluate": "purerl.core.evaluate:evaluate",
-    "tuned": "purerl.settings:tuned",
-    "use_all_cores": "purerl.runner:use_all_cores",
+    "checkpoint": "purerl.run.checkpoint",
+    "logs": "purerl.run.logs",
+    "plot": "purerl.run.plot",
+    "render": "purerl.run.render",
+    "runner": "purerl.run.runner",
+    "load": "purerl.run.checkpoint:load",
+    "save": "purerl.run.checkpoint:save",
+    "evaluate": "purerl.run.evaluate:evaluate",
+    "tuned": "purerl.run.settings:tuned",
+    "use_all_cores": "purerl.run.runner:use_all_cores",
 }
 __all__ = ["ALGORITHMS", *_HOMES]
 

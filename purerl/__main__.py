@@ -1,5 +1,5 @@
 """`python -m purerl` is the `purerl` command."""
 
-from purerl.cli import main
+from purerl.run.cli import main
 
 main()

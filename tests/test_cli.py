@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib.image
 import pytest
 
-from purerl import cli, runner
+from purerl.run import cli, runner
 from tests import tiny
 
 TINY = [f"--{name.replace('_', '-')}={value}" for name, value in tiny.FIELDS["ppo"].items() if name != "hidden_sizes"]

@@ -20,7 +20,7 @@ from jax.interpreters import partial_eval
 
 import purerl
 from purerl import runner
-from purerl.core import config as checks
+from purerl.core import checks
 from tests import tiny
 from tests.tiny import SEEDS, arrays, assert_same_bits, run
 
@@ -69,7 +69,7 @@ def test_contract(programs: Programs) -> None:
 
 
 def test_every_field_is_documented(programs: Programs) -> None:
-    from purerl.cli import field_docs
+    from purerl.run.cli import field_docs
 
     fields = {field.name for field in dataclasses.fields(programs.algorithm.Config)}
     assert set(field_docs(programs.algorithm.Config)) == fields

@@ -13,9 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "purerl"
 LAYERS = (
     ("core",),
     ("algorithms",),
-    ("checkpoint", "logs", "progress", "settings", "runner"),
-    ("plot", "render"),
-    ("cli", "__main__"),
+    ("run",),
+    ("__main__",),
 )
 
 
@@ -57,4 +56,4 @@ def test_one_algorithm_loads_only_what_it_needs() -> None:
 def test_the_package_alone_loads_nothing() -> None:
     code = "import sys; before = set(sys.modules); import purerl; print(*sorted(set(sys.modules) - before))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert "jax" not in result.stdout.split() and "purerl.runner" not in result.stdout.split()
+    assert "jax" not in result.stdout.split() and "purerl.run.runner" not in result.stdout.split()

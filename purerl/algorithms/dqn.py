@@ -40,8 +40,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.core import config as checks
-from purerl.core import envs, networks, optimize, replay
+from purerl.core import checks, envs, networks, optimize, replay
 from purerl.core.distributions import epsilon_greedy
 from purerl.core.returns import n_step
 from purerl.core.rollout import Episodes, flatten, unroll

@@ -37,8 +37,7 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from purerl.core import config as checks
-from purerl.core import envs, networks, normalize, optimize
+from purerl.core import checks, envs, networks, normalize, optimize
 from purerl.core.distributions import Categorical, Gaussian
 from purerl.core.returns import gae, standardize
 from purerl.core.rollout import Episodes, flatten, unroll

@@ -27,8 +27,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.core import config as checks
-from purerl.core import envs, networks, optimize
+from purerl.core import checks, envs, networks, optimize
 from purerl.core.distributions import epsilon_greedy
 from purerl.core.returns import lambda_returns
 from purerl.core.rollout import flatten, unroll

@@ -24,8 +24,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from purerl.core import config as checks
-from purerl.core import envs, optimize
+from purerl.core import checks, envs, optimize
 from purerl.core.distributions import epsilon_greedy
 from purerl.core.replay import Transition
 from purerl.core.rollout import online

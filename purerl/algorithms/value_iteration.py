@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from purerl.core import config as checks
-from purerl.core import envs, mdp
+from purerl.core import checks, envs, mdp
 from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
 
 ACTIONS = (envs.Discrete,)

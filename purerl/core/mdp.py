@@ -201,7 +201,7 @@ def check_solvable(config: Any) -> None:
     Values may then have no bound, and sweeps no end. A gamma that is an array passes, and so do MDPs that are traced or
     stacked for vmap: their values may not exist yet.
     """
-    from purerl.core import config as checks
+    from purerl.core import checks
 
     env, gamma = checks.env(config), config.gamma
     if not isinstance(env, Tabular):

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from purerl import checkpoint
 from purerl.core import envs
-from purerl.logs import CsvLogger, Logger
-from purerl.progress import Progress
+from purerl.run import checkpoint
+from purerl.run.logs import CsvLogger, Logger
+from purerl.run.progress import Progress
 
 _CHUNK_SECONDS = 1.0  # how long the host waits for the device: long enough to cost nothing, short enough to feel live
 _MAX_CHUNK = 1024

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from purerl import logs, runner
+from purerl.run import logs, runner
 
 _BOOTSTRAP_SAMPLES = 2000
 

@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from purerl.core import config as checks
-from purerl.core import envs
+from purerl.core import checks, envs
 
 
 class Evaluation(NamedTuple):

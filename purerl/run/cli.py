@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 import purerl
-from purerl import checkpoint, logs, runner, settings
-from purerl.core import config as checks
+from purerl.core import checks
+from purerl.run import checkpoint, logs, runner, settings
 
 
 @dataclasses.dataclass
@@ -241,7 +241,7 @@ def _loggers(options: TrainOptions, folder: Path, config: Any) -> list[Callable[
 
 def _report(run: runner.Run, folder: Path) -> None:
     """The table at the end, and the picture."""
-    from purerl import plot as plotting
+    from purerl.run import plot as plotting
 
     metrics = plotting.read_metrics(folder)
     evaluations = _evaluations(run, num_episodes=100, deterministic=True, seed=0)
@@ -289,7 +289,7 @@ def evaluate(arguments: list[str]) -> None:
     returns = _evaluations(
         run, num_episodes=options.num_episodes, deterministic=not options.stochastic, seed=options.seed
     )
-    from purerl.plot import bootstrap_interval, iqm
+    from purerl.run.plot import bootstrap_interval, iqm
 
     name = f"{_module_name(run.algorithm)} {run.config.env}"
     table = Table(title=f"{name}, update {run.updates}, {options.num_episodes} episodes a seed")
@@ -306,7 +306,7 @@ def evaluate(arguments: list[str]) -> None:
 def plot(arguments: list[str]) -> None:
     """`purerl plot DIR ...`."""
     options = tyro.cli(PlotOptions, args=arguments, prog="purerl plot")
-    from purerl import plot as plotting
+    from purerl.run import plot as plotting
 
     if not options.folders:
         raise ValueError("Name at least one folder of a run: purerl plot DIR [DIR ...].")
@@ -319,7 +319,7 @@ def plot(arguments: list[str]) -> None:
 def render(arguments: list[str]) -> None:
     """`purerl render DIR`."""
     options = tyro.cli(RenderOptions, args=arguments, prog="purerl render")
-    from purerl import render as rendering
+    from purerl.run import render as rendering
 
     run = runner.load(options.folder)
     seed = run.seeds[0] if options.seed is None else options.seed

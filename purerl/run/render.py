@@ -14,8 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from purerl.core import config as checks
-from purerl.core import envs
+from purerl.core import checks, envs
 
 
 def episode(
