@@ -14,8 +14,8 @@ __version__ = "0.1.0"
 ALGORITHMS = ("dqn", "linear_q", "ppo", "pqn", "q_learning", "sarsa", "td", "value_iteration")
 
 _HOMES = {name: f"purerl.algorithms.{name}" for name in ALGORITHMS} | {
-    "envs": "purerl.core.envs",
-    "mdp": "purerl.core.mdp",
+    "envs": "purerl.envs",
+    "mdp": "purerl.mdp",
     "checkpoint": "purerl.run.checkpoint",
     "logs": "purerl.run.logs",
     "plot": "purerl.run.plot",

@@ -9,8 +9,10 @@ import pytest
 from purerl.run import cli, runner
 from tests import tiny
 
-TINY = [f"--{name.replace('_', '-')}={value}" for name, value in tiny.FIELDS["ppo"].items() if name != "hidden_sizes"]
-TINY += ["--hidden-sizes", "8", "--num-seeds", "3", "--seeds-at-once", "2"]
+TINY = [
+    f"--{name.replace('_', '-')}={value}" for name, value in tiny.FIELDS["ppo"].items() if "hidden_sizes" not in name
+]
+TINY += ["--actor-hidden-sizes", "8", "--critic-hidden-sizes", "8", "--num-seeds", "3", "--seeds-at-once", "2"]
 
 
 @pytest.fixture(autouse=True)

@@ -93,7 +93,7 @@ def test_seeds_differ_in_network_and_data(programs: Programs) -> None:
         assert_same_bits(*(jax.tree.map(lambda x, i=i: x[i], programs.many.states.params) for i in (0, 1)))
         return
     # A table, or a weight for each feature, starts with the same value everywhere: what differs is what was learned.
-    drawn = hasattr(programs.config, "hidden_sizes")
+    drawn = any(f.metadata.get("network") for f in dataclasses.fields(programs.config))
     states = initial_states(programs) if drawn else programs.many.states
     first, second = (jax.tree.map(lambda x, i=i: x[i], states) for i in (0, 1))
     for name in ("params", "env_state"):
@@ -128,7 +128,7 @@ def test_vmaps_over_every_traced_field(programs: Programs) -> None:
     """All of them at once, the env's physics included, and each changes the result's inputs: shapes only."""
     algorithm, config = (
         programs.algorithm,
-        programs.config.replace(env_params=checks.env(programs.config).default_params),
+        programs.config.replace(env_params=checks.envs.make(programs.config.env).default_params),
     )
     batched = jax.tree.map(lambda x: jnp.stack([jnp.asarray(x)] * 2), config)
     _, metrics = jax.eval_shape(jax.vmap(algorithm.train, (None, 0)), programs.keys[0], batched)
@@ -136,7 +136,7 @@ def test_vmaps_over_every_traced_field(programs: Programs) -> None:
 
 
 def test_every_traced_field_is_used(programs: Programs) -> None:
-    params = checks.env(programs.config).default_params
+    params = checks.envs.make(programs.config.env).default_params
     config = other_switches(programs.config).replace(env_params=params)
     leaves, structure = jax.tree.flatten(config)
     jaxpr = jax.make_jaxpr(lambda key, leaves: programs.algorithm.train(key, structure.unflatten(leaves)))(
@@ -170,7 +170,7 @@ def test_every_static_field_changes_the_program(programs: Programs) -> None:
     others, read_under = tiny.OTHERS.get(name, {}), tiny.READ_UNDER.get(name, {})
     whole = program(config)
     for field in dataclasses.fields(config):
-        if not field.metadata.get("pytree_node", True):
+        if not field.metadata.get("pytree_node", True) and not field.metadata.get("network"):
             switched = config.replace(**read_under.get(field.name, {}))
             other = others.get(field.name) or another(field, getattr(config, field.name))
             before = whole if switched == config else program(switched)
@@ -201,7 +201,7 @@ def another(field: dataclasses.Field, value: Any) -> Any:
 
 
 def test_policy_acts_within_the_space(programs: Programs) -> None:
-    env, params = checks.env(programs.config), checks.env_params(programs.config)
+    env, params = checks.envs.make(programs.config.env), checks.envs.make(programs.config.env).default_params
     obs, _ = jax.eval_shape(env.reset, programs.keys[0], params)
     state = jax.tree.map(lambda x: x[0], programs.many.states)
     for deterministic in (True, False):

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl import ppo
-from purerl.core import envs, rollout
+from purerl import envs, ppo
+from purerl.core import rollout
+from purerl.core.types import memoryless
+from purerl.envs.gymnax import BINARY_OBS
 from tests.toy_envs import BROKEN, Chain
 
 KEY = jax.random.key(0)
@@ -21,16 +23,19 @@ STEPS = 9
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
 def reset(key, env, params, num_envs):
-    return envs.reset(jax.random.split(key, num_envs), env, params)
+    return envs.BoundEnv(env, params, num_envs).reset(key)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def step(keys, env, params, state, action):
     """One step; keys `[N, 2]`: for the step, and for the start state of the next episode."""
-    return envs.step(keys[:, 0], env, params, state, action, envs.start(keys[:, 1], env, params))
+    bound = envs.BoundEnv(env, params, len(action))
+    return bound.step(envs.Tick(keys[0, 0], keys[:, 0], bound.start(keys[:, 1])), state, action)
 
 
-unroll = jax.jit(rollout.unroll, static_argnums=(1, 4, 5))
+@functools.partial(jax.jit, static_argnums=(1, 4, 5))
+def unroll(key, env, params, state, act, num_steps):
+    return rollout.unroll(key, envs.BoundEnv(env, params, len(state.episode_length)), state, act, num_steps)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +86,7 @@ def test_every_episode_starts_afresh(walk):
 def test_account_of_episodes(walk):
     """Six episodes of return 1 + 2 + 3 = 6 and length 3, two of return 10 and length 4."""
     _, last, _, episodes = walk
-    assert episodes.num == 8
+    assert episodes.num.sum() == 8
     metrics = episodes.metrics()
     assert metrics["episodes"] == 8
     assert metrics["episode_return"] == pytest.approx((6 * 6 + 2 * 10) / 8)
@@ -93,16 +98,17 @@ def test_account_of_episodes(walk):
     assert no_episodes["episodes"] == 0 and np.isnan(no_episodes["episode_return"])
 
 
-def test_timestep_counts_its_own_step(walk):
+def test_the_account_counts_its_own_step(walk):
     """The return and length that a step reports include its reward, also where the episode ends with it."""
     start = walk[0]
     keys = jax.random.split(KEY, (3, 2))
     state = start._replace(state=(jnp.full(3, 2), jnp.full(3, 2), start.state[2]), episode_return=jnp.full(3, 3.0))
-    state, timestep = step(keys, CHAIN, PARAMS, state._replace(episode_length=jnp.full(3, 2)), jnp.ones(3, jnp.int32))
-    np.testing.assert_array_equal(timestep.done, [True, False, True])
-    np.testing.assert_array_equal(timestep.episode_return, [6, 6, 6])
-    np.testing.assert_array_equal(timestep.episode_length, [3, 3, 3])
+    state = state._replace(episode_length=jnp.full(3, 2))
+    state, transition, episodes = step(keys, CHAIN, PARAMS, state, jnp.ones(3, jnp.int32))
+    np.testing.assert_array_equal(transition.done, [True, False, True])
+    assert (episodes.num, episodes.return_sum, episodes.length_sum) == (2, 12, 6)
     np.testing.assert_array_equal(state.episode_return, [0, 6, 0])
+    np.testing.assert_array_equal(state.episode_length, [0, 3, 0])
 
 
 def test_flattened_trajectory(walk):
@@ -131,10 +137,10 @@ def test_gymnax_adapter_is_gymnax():
 
     def step_both(states, inputs):
         keys, action = inputs
-        own, timestep = step(jax.vmap(jax.random.split)(keys), env, params, states[0], action)
+        own, ours, _ = step(jax.vmap(jax.random.split)(keys), env, params, states[0], action)
         obs, theirs, *rest = jax.vmap(original.step, (0, 0, 0, None))(keys, states[1], action, params)
         return (own, theirs), (
-            (own.obs, own.state, *timestep[:4]),
+            (own.obs, own.state, *ours[2:]),
             (obs, theirs, *rest[:3], rest[3]["final_observation"]),
         )
 
@@ -149,7 +155,7 @@ QUICK = ("Breakout-MinAtar", "Catch-bsuite")  # the others compile for seconds
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in envs._BINARY_OBS]
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in BINARY_OBS]
 )
 def test_bits_lose_nothing(name):
     """An observation handed on as bits is the one that gymnax gave as floats: no entry but 0 and 1."""
@@ -200,6 +206,7 @@ def test_space_samples():
     assert draws.shape == (500, 2) and np.abs(draws).max() <= 1
     assert (draws.min(0) < -0.9).all() and (draws.max(0) > 0.9).all()
     assert set(np.asarray(envs.Discrete(3).sample(KEY, 100))) == {0, 1, 2}
+    assert envs.Box(-1.0, 1.0, (2, 3)).sample(KEY, 5).shape == (5, 6)
 
 
 def test_step_scales_actions():
@@ -248,7 +255,7 @@ def test_brax():
         trajectory.truncated, [[False] * 2, [False] * 2, [True] * 2, [False] * 2, [False] * 2]
     )
     assert not trajectory.terminated.any()
-    assert episodes.num == 2 and episodes.length_sum == 6
+    assert episodes.num.sum() == 2 and episodes.length_sum.sum() == 6
     assert isinstance(envs.make(brax.envs.get_environment("fast")), envs.Brax)
 
     with pytest.raises(TypeError, match="EpisodeWrapper"):
@@ -306,18 +313,78 @@ def test_docstring_example():
     exec(textwrap.dedent(source), namespace)
     corridor = namespace["Corridor"]()
     envs.check(corridor)
-    small = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "num_epochs": 1, "hidden_sizes": (8,)}
+    small = {"num_envs": 2, "num_steps": 8, "num_minibatches": 2, "num_epochs": 1, "actor_hidden_sizes": (8,)}
     result = ppo.train(KEY, ppo.Config(env=corridor, total_timesteps=32, **small))
     assert result.state.updates == 2
     assert np.isfinite(result.metrics["value_loss"]).all() and (result.metrics["grad_norm"] > 0).all()
 
 
-def test_env_params_of_another_length():
-    """A leaf with a leading axis is one value per env."""
-    params = envs.make("CartPole-v1").default_params
-    with pytest.raises(ValueError, match=r"env_params has a leaf of shape \(3,\).*num_envs = 4 long"):
-        ppo.init(KEY, ppo.Config(num_envs=4, env_params=params.replace(gravity=jnp.ones(3))))
-    jax.eval_shape(ppo.init, KEY, ppo.Config(num_envs=4, env_params=params.replace(gravity=jnp.ones(4))))
+def bind(**fields):
+    return envs.bind(ppo.Config(num_envs=4, **fields))
+
+
+@pytest.mark.parametrize(
+    ("shape", "said"),
+    [
+        ((3,), r"env_params.gravity has a leaf of shape \(3,\): it must be of shape \(\), or .*num_envs = 4 long"),
+        ((4, 1), r"env_params.gravity has a leaf of shape \(4, 1\)"),
+        ((4, 4), r"env_params.gravity has a leaf of shape \(4, 4\)"),
+        ((1, 1, 4), r"env_params.gravity has a leaf of shape \(1, 1, 4\)"),
+    ],
+)
+def test_env_params_of_a_wrong_shape(shape, said):
+    """Also with one rank too many, which would train as if it were a batch of batches."""
+    with pytest.raises(ValueError, match=said):
+        ppo.init(KEY, ppo.Config(num_envs=4, env_params={"gravity": jnp.ones(shape)}))
+
+
+def test_some_of_the_env_params():
+    """A dictionary changes the defaults, of params of any make; a leading axis gives each env its own."""
+    default = envs.make("CartPole-v1").default_params
+    params = bind(env_params={"gravity": 5.0}).params
+    assert params.gravity == 5.0 and params.replace(gravity=default.gravity) == default
+    own = bind(env_params={"gravity": jnp.arange(4.0)})
+    assert own.first_params.gravity == 0.0 and own.first_params.masscart == default.masscart
+    corridor = bind(env=CHAIN, env_params={"limit": 9}).params
+    assert corridor == {"goal": 3, "limit": 9}
+    with pytest.raises(ValueError, match=r"env_params of .*Chain.* have no length: they have goal, limit"):
+        bind(env=CHAIN, env_params={"length": 9})
+    jax.eval_shape(ppo.init, KEY, ppo.Config(num_envs=4, env_params={"gravity": jnp.ones(4)}))
+
+
+class Throttle:
+    """One step that pays the action in the env's units, whose bound is a param: the reward tells who scaled."""
+
+    default_params = {"limit": 1.0}  # noqa: RUF012
+
+    def observation_space(self, params):
+        return envs.Box(0.0, 1.0, (1,))
+
+    def action_space(self, params):
+        return envs.Box(-params["limit"], params["limit"], (1, 1))
+
+    def reset(self, key, params):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        return jnp.zeros(1), state, action[0, 0], state >= 0, state < 0
+
+
+def test_each_env_scales_actions_by_its_own_params():
+    """In training and in evaluation, where the episodes take turns with the params."""
+    env = envs.BoundEnv(Throttle(), {"limit": jnp.array([0.5, 2.0, 8.0])}, 3)
+
+    def full(key, obs):
+        return jnp.ones((*obs.shape[:-1], 1))
+
+    _, steps, _ = rollout.unroll(KEY, env, env.reset(KEY), full, 2)
+    np.testing.assert_array_equal(steps.reward, [[0.5, 2.0, 8.0]] * 2)
+    policy = memoryless(full, env.to_units)
+    np.testing.assert_array_equal(rollout.episodes(KEY, env, policy, 7).returns, [0.5, 2, 8, 0.5, 2, 8, 0.5])
+    with pytest.raises(ValueError, match="Each env has params of its own, so an action has no units"):
+        policy(KEY, jnp.zeros(1))
+    shared = envs.BoundEnv(Throttle(), {"limit": 4.0}, 3)
+    np.testing.assert_array_equal(memoryless(full, shared.to_units)(KEY, jnp.zeros(1)), [[4.0]])
 
 
 def test_configs_can_be_stacked():

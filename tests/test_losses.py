@@ -11,8 +11,8 @@ from jax.test_util import check_grads
 
 from purerl import dqn, ppo, pqn
 from purerl.core.distributions import Categorical
-from purerl.core.replay import Transition
 from purerl.core.returns import n_step
+from purerl.core.types import Transition
 from tests import tiny
 
 
@@ -169,7 +169,7 @@ def test_learns_from_the_pixels_of_pong(algorithm: ModuleType) -> None:
     config = tiny.config(algorithm, env="Pong-misc")
     before = algorithm.init(jax.random.key(0), config).params
     state, metrics = algorithm.train(jax.random.key(0), config)
-    assert before["params"]["Conv"]["kernel"].shape == (9 * 3, 16)
+    assert before["params"]["body"]["Conv"]["kernel"].shape == (9 * 3, 16)
     for old, new in zip(tiny.arrays(before), tiny.arrays(state.params), strict=True):
         assert np.isfinite(new).all() and (old != new).any()
     assert np.isfinite(metrics["loss"]).all()
@@ -205,5 +205,5 @@ def test_pqn_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     "algorithm, make", [(ppo, ppo_loss), (dqn, dqn_loss), (pqn, pqn_loss)], ids=["ppo", "dqn", "pqn"]
 )
 def test_gradients_by_finite_differences(algorithm: ModuleType, make: Any) -> None:
-    loss, params = make(tiny.config(algorithm, hidden_sizes=(4,), activation="tanh"))
+    loss, params = make(tiny.config(algorithm, activation="tanh"))
     check_grads(jax.jit(loss), (params,), order=1, modes=["rev"], eps=1e-2, atol=1e-2, rtol=1e-2)

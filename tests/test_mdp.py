@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from purerl import envs, mdp
 from purerl.algorithms import value_iteration
-from purerl.core import envs, mdp
-from purerl.core.mdp import MDP, Tabular
+from purerl.mdp import MDP, Tabular
 
 KEY = jax.random.key(0)
 TWO = MDP(  # action 0 stays for 1, action 1 goes to the terminal state 1 with 1/2 and pays 4 there

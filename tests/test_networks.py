@@ -5,6 +5,7 @@ import subprocess
 import sys
 import textwrap
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 
 from purerl import dqn, ppo
 from purerl.core import networks
-from purerl.core.envs import Box, Discrete
+from purerl.envs import Box, Discrete
 
 KEY = jax.random.key(0)
 SHAPES = {"tall": (64, 8), "wide": (8, 64), "square": (32, 32), "row": (1, 5), "one": (1, 1)}
@@ -49,29 +50,79 @@ def test_encode():
     assert all(x.dtype == jnp.float32 for x in (pixels, bits, numbers))
 
 
+def network(shape, *args, dtype=jnp.float32, **kwargs):
+    return networks.make(None, Box(-1.0, 1.0, shape, dtype), *args, **kwargs)
+
+
 def test_dense_network():
     """Every entry of the observation counts, whatever its axes; the head has its own scale; layer_norm adds norms."""
-    network = networks.Network((16, 8), "tanh", 3, head_scale=0.01)
-    init = jax.jit(lambda key, obs: networks.init(key, (network, obs)))
-    params = init(KEY, jnp.zeros((1, 2, 5)))[0]["params"]
+    dense = network((2, 5), 3, (16, 8), "tanh", head_scale=0.01)
+    whole = jax.jit(lambda key: networks.init(key, dense))(KEY)[0]
+    params = whole["params"]["body"]
     assert {name: layer["kernel"].shape for name, layer in params.items()} == {
         "Dense_0": (10, 16), "Dense_1": (16, 8), "Dense_2": (8, 3)
     }  # fmt: skip
     np.testing.assert_allclose(jnp.linalg.norm(params["Dense_2"]["kernel"], axis=0), 0.01 * np.ones(3), rtol=1e-3)
     np.testing.assert_allclose(jnp.linalg.norm(params["Dense_1"]["kernel"], axis=0), 2**0.5 * np.ones(8), rtol=1e-3)
-    assert network.apply({"params": params}, jnp.ones((7, 2, 5))).shape == (7, 3)
-    normed = networks.Network((16, 8), "tanh", 3, layer_norm=True)
-    assert {"LayerNorm_0", "LayerNorm_1"} <= jax.eval_shape(normed.init, KEY, jnp.zeros((1, 2, 5)))["params"].keys()
+    normed = network((2, 5), 3, (16, 8), "tanh", layer_norm=True)
+    layers = jax.eval_shape(normed.init, KEY, jnp.zeros((2, 5)))["params"]["body"]
+    assert {"LayerNorm_0", "LayerNorm_1"} <= layers.keys()
+
+
+@pytest.mark.parametrize("space", [Box(-1.0, 1.0, (2, 5)), Box(0, 255, (6, 5, 2), jnp.uint8), Discrete(7)], ids=str)
+def test_any_batch_axes(space):
+    """`[T, N, ...]` at once gives what its rows give one by one, and the encoding is the network's own."""
+    net = networks.make(None, space, 3, (8,), "tanh")
+    obs = jax.random.randint(KEY, (4, 2, *space.shape), 0, 7).astype(space.dtype)
+
+    @jax.jit
+    def outputs(key):
+        params = networks.init(key, net)[0]
+        return net.apply(params, obs), net.apply(params, obs[2, 1]), net.apply(params, networks.encode(obs, space))
+
+    many, one, encoded = outputs(KEY)
+    assert many.shape == (4, 2, 3)
+    np.testing.assert_allclose(many[2, 1], one, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(many, encoded, rtol=1e-5, atol=1e-6)
+
+
+def test_every_activation_is_flax_s():
+    nets = [network((3,), 1, (4,), name) for name in networks.ACTIVATIONS]
+    outputs = jax.eval_shape(lambda key: [net.apply(networks.init(key, net)[0], jnp.ones(3)) for net in nets], KEY)
+    assert len(outputs) >= 12 and all(x.shape == (1,) for x in outputs)
 
 
 def test_image_network():
     """3 x 3 convolution of 16 channels without padding: 10 x 10 x 4 becomes 8 x 8 x 16."""
-    network = networks.Network((8,), "relu", 3)
-    params = jax.eval_shape(network.init, KEY, jnp.zeros((1, 10, 10, 4)))["params"]
-    assert params["Conv"]["kernel"].shape == (3 * 3 * 4, 16)
-    assert params["Dense_0"]["kernel"].shape == (8 * 8 * 16, 8)
-    output = jax.eval_shape(network.apply, {"params": params}, jnp.ones((2, 10, 10, 4)))
+    image = network((10, 10, 4), 3, (8,), "relu")
+    params = jax.eval_shape(image.init, KEY, jnp.zeros((1, 10, 10, 4)))
+    layers = params["params"]["body"]
+    assert layers["Conv"]["kernel"].shape == (3 * 3 * 4, 16)
+    assert layers["Dense_0"]["kernel"].shape == (8 * 8 * 16, 8)
+    output = jax.eval_shape(image.apply, params, jnp.ones((2, 10, 10, 4)))
     assert output.shape == (2, 3) and output.dtype == jnp.float32
+
+
+class Own(nn.Module):
+    """A network of the user's own, with an initialiser of its own."""
+
+    num_outputs: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.num_outputs, kernel_init=nn.initializers.constant(0.5))(x)
+
+
+def test_own_networks_keep_their_initialisers():
+    """Beside a plain one, which is drawn orthogonal; a module and a factory are the same."""
+    own, made, plain = (networks.make(x, Box(0, 255, (4,), jnp.uint8), 2, (3,), "tanh") for x in (Own(2), Own, None))
+    first, second, third = jax.jit(lambda key: networks.init(key, own, made, plain))(KEY)
+    kernel = first["params"]["body"]["Dense_0"]["kernel"]
+    np.testing.assert_array_equal(kernel, np.full((4, 2), 0.5))
+    np.testing.assert_array_equal(second["params"]["body"]["Dense_0"]["kernel"], kernel)
+    np.testing.assert_allclose(own.apply(first, jnp.full(4, 51, jnp.uint8)), [0.4, 0.4], rtol=1e-6)  # 51 / 255 each
+    drawn = np.asarray(third["params"]["body"]["Dense_0"]["kernel"])
+    np.testing.assert_allclose(drawn.T @ drawn, 2 * np.eye(3), atol=2e-3)
 
 
 def test_patches_make_a_convolution():
@@ -79,7 +130,7 @@ def test_patches_make_a_convolution():
     key, image_key = jax.random.split(KEY)
     images, kernel = jax.random.normal(image_key, (2, 6, 5, 3)), jax.random.normal(key, (3, 3, 3, 7))
     expected = jax.lax.conv_general_dilated(images, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
-    dense = (networks.patches(images) @ kernel.reshape(27, 7)).reshape(expected.shape)
+    dense = jnp.einsum("...p,po->...o", networks.patches(images), kernel.reshape(27, 7))
     np.testing.assert_allclose(dense, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -111,9 +162,10 @@ def test_vmapped_init_finishes():
     program = """
         import jax, jax.numpy as jnp
         from purerl.core import networks
-        network = networks.Network((64,) * 6, "tanh", 2)
-        init = jax.jit(jax.vmap(lambda key: networks.init(key, (network, jnp.zeros((1, 64))))))
-        kernel = init(jax.random.split(jax.random.key(0), 64))[0]["params"]["Dense_5"]["kernel"]
+        from purerl.envs import Box
+        network = networks.make(None, Box(-1.0, 1.0, (64,)), 2, (64,) * 6, "tanh")
+        init = jax.jit(jax.vmap(lambda key: networks.init(key, network)))
+        kernel = init(jax.random.split(jax.random.key(0), 64))[0]["params"]["body"]["Dense_5"]["kernel"]
         print(kernel.shape, bool(jnp.isfinite(kernel).all()))
     """
     command = [sys.executable, "-c", textwrap.dedent(program)]

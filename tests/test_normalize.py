@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from purerl.core import normalize
+from purerl.core.types import Transition
 
 update = jax.jit(normalize.update_stats)
 
@@ -54,10 +55,23 @@ def test_reward_scale_against_a_loop():
     for _ in range(2):
         reward = rng.normal(2.0, 3.0, size=(6, 2)).astype(np.float32)
         done = np.array([[0, 0], [0, 1], [1, 1], [0, 0], [0, 0], [1, 0]], bool)
-        scale, scaled = normalize.scale_reward(scale, jnp.asarray(reward), jnp.asarray(done), gamma)
+        ends = jnp.asarray(done) & jnp.array([[True, False]])  # the first env terminates, the second is truncated
+        unread = jnp.full(reward.shape, jnp.nan)
+        steps = Transition(unread, unread, jnp.asarray(reward), ends, jnp.asarray(done) & ~ends, unread)
+        scale, scaled = normalize.scale_reward(scale, steps, gamma)
         for t in range(6):
             total = gamma * total + reward[t]
             totals.append(total)
             total = np.where(done[t], 0.0, total)
         np.testing.assert_allclose(scale.discounted, total, rtol=1e-5)
-        np.testing.assert_allclose(scaled, reward / np.std(totals), rtol=1e-4)
+        np.testing.assert_allclose(scaled.reward, reward / np.std(totals), rtol=1e-4)
+        np.testing.assert_array_equal(scaled.done, done)
+
+
+def test_nothing_to_normalise_by():
+    """Where a switch is off its statistics are None, and all passes as it is."""
+    x = jnp.array([3.0, -200.0])
+    assert normalize.normalize(None, x) is x
+    assert normalize.update_stats(None, x) is None
+    steps = Transition(x, x, x, x > 0, x > 0, x)
+    assert normalize.scale_reward(None, steps, 0.9) == (None, steps)

@@ -39,18 +39,6 @@ def test_adam_under_vmap():
     np.testing.assert_allclose(updates, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("fraction", "expected"), [(0.0, 1.0), (0.25, 0.8), (0.5, 0.6), (1.0, 0.2), (1.5, 0.2), (-0.5, 1.0)]
-)
-def test_linear_schedule(fraction, expected):
-    assert optimize.linear_schedule(1.0, 0.2, fraction) == pytest.approx(expected)
-
-
-def test_linear_schedule_ends_exactly():
-    assert optimize.linear_schedule(3.0, 1.0, 0.0) == 3.0
-    assert optimize.linear_schedule(3.0, 1.0, 1.0) == 1.0
-
-
 @pytest.mark.parametrize(("size", "num_minibatches"), [(1, 1), (12, 3), (16, 4), (1000, 8)])
 def test_each_epoch_is_a_permutation(size, num_minibatches):
     indices = optimize.shuffled_indices(jax.random.key(0), size, 3, num_minibatches)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from purerl import dqn, linear_q, ppo, pqn
-from purerl.core.envs import Box, Discrete
+from purerl.envs import Box, Discrete
 
 CHOICE, DELAY, ARRIVAL, ENDLESS = range(4)
 OBS = jnp.eye(4)
@@ -56,7 +56,8 @@ def test_ppo(normalize_obs: bool) -> None:
         total_timesteps=60_000,
         num_envs=16,
         num_steps=16,
-        hidden_sizes=(32,),
+        actor_hidden_sizes=(32,),
+        critic_hidden_sizes=(32,),
         gamma=0.5,
         learning_rate=3e-3,
         clip_value=False,
@@ -121,6 +122,6 @@ def test_linear_q() -> None:
         env=PROBE, total_timesteps=20_000, features="raw", bias=False, gamma=0.5, anneal_learning_rate=True
     )
     state, _ = linear_q.train(jax.random.key(0), config)
-    q = jax.vmap(lambda obs: linear_q.q_values(state.params, linear_q.features(obs, config)))(OBS)
+    q = linear_q.q_values(state.params, linear_q.features(OBS, config))
     np.testing.assert_allclose(q[CHOICE], [0.0, 1.0], atol=0.05)
     np.testing.assert_allclose(q.max(-1), VALUES, atol=0.05)

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from purerl.core import envs, replay
+from purerl import envs
+from purerl.core import replay
 from purerl.core.rollout import flatten, unroll
 
 CAPACITY = 7
@@ -114,14 +115,16 @@ def test_vmapped_add_equals_solo_add():
     jax.tree.map(np.testing.assert_array_equal, jax.vmap(replay.add)(stack(memories), stack(batches)), stack(solo))
 
 
+def bound(name, num_envs):
+    env = envs.make(name)
+    return envs.BoundEnv(env, env.default_params, num_envs)
+
+
 def test_row_sizes():
     """Floats and integers take 4 bytes, bytes and bits one; only the end of a row is padded, to a multiple of 4."""
 
     def row_bytes(name):
-        env = envs.make(name)
-        spaces = env.observation_space(env.default_params), env.action_space(env.default_params)
-        memory = replay.init(10, replay.example(*spaces))
-        return memory.rows.nbytes / 10
+        return replay.init(10, bound(name, 1).transition).rows.nbytes / 10
 
     assert row_bytes("CartPole-v1") == 44  # 2 obs of 4 floats, action, reward, two ends: 16 + 16 + 4 + 4 + 2 = 42
     assert row_bytes("Breakout-MinAtar") == 812  # 2 obs of 10 x 10 x 4 bits at a byte each: 800 + 4 + 4 + 2 = 810
@@ -131,16 +134,9 @@ def test_row_sizes():
 @pytest.mark.parametrize("name", ["Breakout-MinAtar", "Pong-misc"])
 def test_pixels_come_back_exactly(name):
     """What the env showed, before and after each step, is what the memory gives back: as bits, final_obs and all."""
-    env = envs.make(name)
-    params = env.default_params
-    state = envs.reset(jax.random.split(KEY, 4), env, params)
-
-    def act(key, obs):
-        return env.action_space(params).sample(key, obs.shape[0])
-
-    _, trajectory, _ = jax.jit(lambda state: unroll(KEY, env, params, state, act, 60))(state)
-    transitions = flatten(trajectory)
-    example = replay.example(env.observation_space(params), env.action_space(params))
+    env = bound(name, 4)
+    _, trajectory, _ = jax.jit(lambda: unroll(KEY, env, env.reset(KEY), lambda key, obs: env.sample(key), 60))()
+    transitions, example = flatten(trajectory), env.transition
     memory = replay.add(replay.init(240, example), transitions)
     given = replay._unpack(memory.rows, example)
     for stored, seen in zip(given, transitions, strict=True):

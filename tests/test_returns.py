@@ -12,14 +12,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from purerl.core.returns import discounted_returns, gae, lambda_returns, standardize
+from purerl.core.returns import gae, lambda_returns, standardize
+from purerl.core.types import Transition
 
 GAMMA, LAMBDA = 0.5, 0.5
 REWARD, VALUE = jnp.array([1.0, 6.0, 3.0]), jnp.array([4.0, 2.0, 8.0])
 ONGOING, ENDING = jnp.array([2.0, 8.0, 16.0]), jnp.array([2.0, 100.0, 16.0])
 NEVER, SECOND, LAST = (jnp.array(flags) for flags in ([False] * 3, [False, True, False], [False, False, True]))
 
-jitted_gae, jitted_returns, jitted_lambda = jax.jit(gae), jax.jit(discounted_returns), jax.jit(lambda_returns)
+jitted_gae, jitted_lambda = jax.jit(gae), jax.jit(lambda_returns)
+
+
+def steps_of(reward, terminated, truncated):
+    """A trajectory in which nothing else is read."""
+    unread = jnp.full(reward.shape, jnp.nan)
+    return Transition(unread, unread, reward, terminated, truncated, unread)
+
 
 # In all cases delta_0 = 1 + 0.5 * 2 - 4 = -2, and but for the last delta_2 = 3 + 0.5 * 16 - 8 = 3.
 GAE_CASES = {
@@ -41,13 +49,13 @@ GAE_CASES = {
 @pytest.mark.parametrize("case", GAE_CASES)
 def test_gae_by_hand(case):
     next_value, terminated, truncated, expected = GAE_CASES[case]
-    advantage = jitted_gae(REWARD, VALUE, next_value, terminated, truncated, GAMMA, LAMBDA)
+    advantage = jitted_gae(steps_of(REWARD, terminated, truncated), VALUE, next_value, GAMMA, LAMBDA)
     np.testing.assert_array_equal(advantage, expected)  # all numbers are exact in binary
 
 
 def test_gae_limits():
     """At lambda = 0 the advantage is the TD error, at lambda = 1 the return minus the value."""
-    args = (REWARD, VALUE, ONGOING, NEVER, NEVER, GAMMA)
+    args = (steps_of(REWARD, NEVER, NEVER), VALUE, ONGOING, GAMMA)
     np.testing.assert_array_equal(jitted_gae(*args, 0.0), [-2.0, 8.0, 3.0])
     # returns 6.75 11.5 11 (as in "no end" below), minus V = 4 2 8
     np.testing.assert_array_equal(jitted_gae(*args, 1.0), [2.75, 9.5, 3.0])
@@ -55,21 +63,22 @@ def test_gae_limits():
 
 RETURN_CASES = {
     # G_2 = 3 + 0.5 * 16 = 11, G_1 = 6 + 0.5 * 11 = 11.5, G_0 = 1 + 0.5 * 11.5 = 6.75
-    "no end": (NEVER, [7.0, 7.0, 16.0], [6.75, 11.5, 11.0]),
+    "no end": (NEVER, NEVER, [6.75, 11.5, 11.0]),
     # G_1 = 6 + 0, G_0 = 1 + 0.5 * 6 = 4
-    "termination": (SECOND, [7.0, 0.0, 16.0], [4.0, 6.0, 11.0]),
+    "termination": (SECOND, NEVER, [4.0, 6.0, 11.0]),
     # G_1 = 6 + 0.5 * 100 = 56, G_0 = 1 + 0.5 * 56 = 29
-    "truncation": (SECOND, [7.0, 100.0, 16.0], [29.0, 56.0, 11.0]),
+    "truncation": (NEVER, SECOND, [29.0, 56.0, 11.0]),
     # G_2 = 3, G_1 = 6 + 0.5 * 3 = 7.5, G_0 = 1 + 0.5 * 7.5 = 4.75
-    "termination at the last step": (LAST, [7.0, 7.0, 0.0], [4.75, 7.5, 3.0]),
+    "termination at the last step": (LAST, NEVER, [4.75, 7.5, 3.0]),
 }
 
 
 @pytest.mark.parametrize("case", RETURN_CASES)
 def test_discounted_returns_by_hand(case):
-    """The bootstrap 7 stands where nothing ends, so it must not be read."""
-    done, bootstrap, expected = RETURN_CASES[case]
-    np.testing.assert_array_equal(jitted_returns(REWARD, done, jnp.array(bootstrap), GAMMA), expected)
+    """lambda = 1 is the discounted return, in which V(final_obs) counts only where the sum is cut."""
+    terminated, truncated, expected = RETURN_CASES[case]
+    steps = steps_of(REWARD, terminated, truncated)
+    np.testing.assert_array_equal(jitted_lambda(steps, ENDING, GAMMA, 1.0), expected)
 
 
 LAMBDA_CASES = {
@@ -88,7 +97,7 @@ LAMBDA_CASES = {
 @pytest.mark.parametrize("case", LAMBDA_CASES)
 def test_lambda_returns_by_hand(case):
     next_value, terminated, truncated, expected = LAMBDA_CASES[case]
-    given = jitted_lambda(REWARD, next_value, terminated, truncated, GAMMA, LAMBDA)
+    given = jitted_lambda(steps_of(REWARD, terminated, truncated), next_value, GAMMA, LAMBDA)
     np.testing.assert_array_equal(given, expected)
 
 
@@ -99,7 +108,8 @@ def test_batch_axes():
         jnp.stack([jnp.asarray(case[i]) for case in cases], axis=-1).reshape(3, 2, 2) for i in range(4)
     )
     reward, value = (jnp.broadcast_to(x[:, None, None], (3, 2, 2)) for x in (REWARD, VALUE))
-    np.testing.assert_array_equal(jitted_gae(reward, value, next_value, terminated, truncated, GAMMA, LAMBDA), expected)
+    steps = steps_of(reward, terminated, truncated)
+    np.testing.assert_array_equal(jitted_gae(steps, value, next_value, GAMMA, LAMBDA), expected)
 
 
 def loop_gae(reward, value, next_value, terminated, truncated, gamma, lam):
@@ -132,18 +142,6 @@ def loop_lambda(reward, next_value, terminated, truncated, gamma, lam):
     return mean
 
 
-def loop_returns(reward, done, bootstrap, gamma):
-    """The discounted sum up to the end of the episode, then the bootstrap. One column."""
-    returns = np.zeros(len(reward))
-    for t in range(len(reward)):
-        for k in range(t, len(reward)):
-            returns[t] += gamma ** (k - t) * reward[k]
-            if done[k] or k == len(reward) - 1:
-                returns[t] += gamma ** (k - t + 1) * bootstrap[k]
-                break
-    return returns
-
-
 # One length below the unrolling of the loops, one above and no multiple of it.
 SHAPES = st.sampled_from([(1,), (5, 3), (19, 2, 2)])
 UNIT = st.sampled_from([0.0, 0.3, 0.99, 1.0])
@@ -154,18 +152,15 @@ def test_against_loops(shape, seed, gamma, lam, end_rate):
     rng = np.random.default_rng(seed)
     reward, value, next_value = rng.normal(size=(3, *shape)).astype(np.float32)
     terminated, truncated = rng.random((2, *shape)) < end_rate
-    arrays = [jnp.asarray(x) for x in (reward, value, next_value, terminated, truncated)]
-    advantage = jitted_gae(*arrays, gamma, lam)
-    returns = jitted_returns(arrays[0], arrays[3] | arrays[4], arrays[2], gamma)
-    means = jitted_lambda(arrays[0], *arrays[2:], gamma, lam)
+    steps = steps_of(*(jnp.asarray(x) for x in (reward, terminated, truncated)))
+    advantage = jitted_gae(steps, jnp.asarray(value), jnp.asarray(next_value), gamma, lam)
+    means = jitted_lambda(steps, jnp.asarray(next_value), gamma, lam)
     for i in np.ndindex(shape[1:]):
         column = (slice(None), *i)
         expected = loop_gae(*(x[column] for x in (reward, value, next_value, terminated, truncated)), gamma, lam)
         np.testing.assert_allclose(advantage[column], expected, rtol=1e-5, atol=1e-5)
         expected = loop_lambda(*(x[column] for x in (reward, next_value, terminated, truncated)), gamma, lam)
         np.testing.assert_allclose(means[column], expected, rtol=1e-5, atol=1e-5)
-        expected = loop_returns(reward[column], (terminated | truncated)[column], next_value[column], gamma)
-        np.testing.assert_allclose(returns[column], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_standardize():
@@ -176,8 +171,10 @@ def test_standardize():
 
 
 def test_shapes_are_checked():
-    """The import hook of conftest.py is at work: without it these broadcast in silence."""
+    """Without the checks, and the import hook of conftest.py, these broadcast in silence."""
     with pytest.raises(TypeCheckError):
-        gae(REWARD, VALUE[:1], ONGOING, NEVER, NEVER, GAMMA, LAMBDA)
-    with pytest.raises(TypeCheckError):
-        discounted_returns(REWARD, jnp.zeros(3), ONGOING, GAMMA)
+        standardize(jnp.arange(3))
+    with pytest.raises(AssertionError, match="different shapes"):
+        gae(steps_of(*(x[:, None] for x in (REWARD, NEVER, NEVER))), jnp.ones((3, 2)), jnp.ones((3, 2)), GAMMA, LAMBDA)
+    with pytest.raises(AssertionError, match="different shapes"):
+        lambda_returns(steps_of(*(x[:, None] for x in (REWARD, NEVER, NEVER))), jnp.ones((3, 2)), GAMMA, LAMBDA)

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl import linear_q, q_learning, runner, sarsa, td, value_iteration
-from purerl.core import envs, mdp
-from purerl.core.replay import Transition
+from purerl import envs, linear_q, mdp, q_learning, runner, sarsa, td, value_iteration
+from purerl.core.types import Transition
 from tests import tiny
 
 KEY = jax.random.key(0)

@@ -14,7 +14,6 @@ _PARALLEL = {
     "num_steps": 8,
     "num_epochs": 2,
     "num_minibatches": 2,
-    "hidden_sizes": (8,),
     "total_timesteps": 96,
 }
 FIELDS = {
@@ -23,8 +22,8 @@ FIELDS = {
     "td": {"env": "mdp/random_walk", "num_steps": 8, "total_timesteps": 48},
     "linear_q": {"num_steps": 8, "total_timesteps": 48, "num_tilings": 2, "num_tiles": 4},
     "value_iteration": {"env": "mdp/frozen_lake_4x4", "max_sweeps": 6},
-    "pqn": _PARALLEL,
-    "ppo": _PARALLEL,
+    "pqn": {**_PARALLEL, "hidden_sizes": (8,)},
+    "ppo": {**_PARALLEL, "actor_hidden_sizes": (8,), "critic_hidden_sizes": (8,)},
     "dqn": {
         "num_envs": 2,
         "num_steps": 2,

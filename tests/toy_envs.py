@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from purerl.core.envs import Box, Discrete
+from purerl.envs import Box, Discrete
 
 
 class Chain:

@@ -4,19 +4,22 @@ The problem left by Q-learning with a function approximator: consecutive transit
 gradient step moves the very target it aims at; together they can make the values diverge. DQN answers both. It learns
 from transitions drawn at random from a memory of the past, and it aims at a copy of the network that stands still:
 
-    y = r + gamma (1 - terminated) max_a' Q(s', a'; target)                       (Mnih et al., algorithm 1)
-    y = r + gamma (1 - terminated) Q(s', argmax_a' Q(s', a'; params); target)     (double Q, van Hasselt et al., eq. 4)
-    loss = E[ h(Q(s, a; params) - y) ],   h(e) = e^2 / 2, or the Huber loss: |e| - 1/2 where |e| > 1
+    y = r + gamma (1 - terminated) max_a' Q(s', a'; target)                (Mnih et al., algorithm 1)       -> td_target
+    loss = E[ h(Q(s, a; params) - y) ],   h(e) = e^2 / 2, or the Huber loss: |e| - 1/2 where |e| > 1             -> loss
 
 Double Q lets one network choose the action and the other value it, since the maximum over noisy estimates is biased
-upwards. A dueling network (arXiv:1511.06581, eq. 9) tells how good a state is from how much an action adds to it,
+upwards (van Hasselt et al. 2016, arXiv:1509.06461, eq. 4):
 
-    Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a'),
+    y = r + gamma (1 - terminated) Q(s', argmax_a' Q(s', a'; params); target)                               -> td_target
+
+A dueling network (arXiv:1511.06581, eq. 9) tells how good a state is from how much an action adds to it,
+
+    Q(s, a) = V(s) + A(s, a) - mean_a' A(s, a'),                                                             -> q_values
 
 so that each transition teaches the value of all actions. An n-step target (arXiv:1710.02298, eq. 1) sums n rewards
 before it bootstraps, fewer where the episode ends,
 
-    y = r_0 + gamma r_1 + ... + gamma^(n-1) r_(n-1) + gamma^n (1 - terminated) max_a' Q(s_n, a'; target),
+    y = r_0 + gamma r_1 + ... + gamma^(n-1) r_(n-1) + gamma^n (1 - terminated) max_a' Q(s_n, a'; target),   -> td_target
 
 so that news of a reward travels n steps at once.
 Actions are epsilon-greedy, epsilon falling linearly over the first part of the training.
@@ -24,15 +27,18 @@ Actions are epsilon-greedy, epsilon falling linearly over the first part of the 
 The memory starts with learning_starts transitions of the uniform policy. Then each iteration acts for num_steps steps
 in num_envs environments and takes gradient_steps gradient steps; an update is iterations_per_update iterations. After
 every target_update_period gradient steps the target moves by tau towards the parameters: tau = 1 copies them, a small
-tau with period 1 keeps a running average.
+tau with period 1 keeps a running average.                                                              -> gradient_step
 
-Departures from the paper: Adam in place of RMSProp; gradients clipped by their global norm in place of the error's
-derivative; the memory holds the observation before a reset, and a time limit bootstraps from it. Dueling value and
-advantages are two heads of one body. The rewards of an n-step target are those of the actions that were taken then,
-with no correction for how the policy has changed, as in arXiv:1710.02298.
+Departures from the paper:
+    Adam in place of RMSProp (gradient_step)
+    gradients clipped by their global norm in place of the error's derivative (max_grad_norm)
+    the memory holds the observation before a reset, and a time limit bootstraps from it (td_target)
+    dueling value and advantages are two heads of one body (q_values)
+    the rewards of an n-step target are those of the actions that were taken then, with no correction for how the policy
+    has changed, as in arXiv:1710.02298 (n_step)
+    the learning rate may fall to 0 (anneal_learning_rate)
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -40,11 +46,27 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.core import checks, envs, networks, optimize, replay
-from purerl.core.distributions import epsilon_greedy
+from purerl import envs
+from purerl.core import checks, networks, optimize, replay, schedules
+from purerl.core.distributions import at_action, epsilon_greedy
+from purerl.core.program import jitted
 from purerl.core.returns import n_step
-from purerl.core.rollout import Episodes, flatten, unroll
-from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
+from purerl.core.rollout import flatten, unroll
+from purerl.core.types import (
+    Array,
+    EnvLike,
+    Episodes,
+    Metrics,
+    Policy,
+    PRNGKey,
+    Result,
+    Scalar,
+    Transition,
+    memoryless,
+    own_network,
+    static,
+    traced,
+)
 
 ACTIONS = (envs.Discrete,)
 
@@ -73,8 +95,10 @@ class Config:
     """Transitions of one gradient step."""
     hidden_sizes: tuple[int, ...] = static((120, 84), low=1)
     """Hidden layers; images pass a convolution first."""
-    activation: str = static("relu", choices=tuple(networks.ACTIVATIONS))
+    activation: str = static("relu", choices=networks.ACTIVATIONS)
     """Nonlinearity between layers."""
+    q_network: Any = own_network()
+    """A flax module in place of the network, with as many outputs; or a function of their number."""
     double_q: bool = static(False)
     """Choose the next action by the parameters and value it by the target."""
     dueling: bool = static(False)
@@ -110,18 +134,22 @@ class Config:
     @property
     def num_updates(self) -> int:
         """Iterations of `update` in one training."""
-        return (self.total_timesteps - self.env_steps(0)) // (self.env_steps(1) - self.env_steps(0))
+        return (self.total_timesteps - self.prefill_steps) // (self.env_steps(1) - self.prefill_steps)
+
+    @property
+    def prefill_steps(self) -> int:
+        """Env steps that fill the memory before learning begins: learning_starts in whole steps of all envs."""
+        return -(-self.learning_starts // self.num_envs) * self.num_envs
 
     def env_steps(self, updates: int) -> int:
         """Env steps taken after this many updates, over all envs, the prefilling of the memory included."""
-        prefill = -(-self.learning_starts // self.num_envs)
-        return (prefill + updates * self.iterations_per_update * self.num_steps) * self.num_envs
+        return self.prefill_steps + updates * self.iterations_per_update * self.num_steps * self.num_envs
 
 
 class State(NamedTuple):
     """Everything a training is made of, the replay memory included. gradient_steps counts over the whole training."""
 
-    key: Key[Array, ""]
+    key: PRNGKey
     params: Any
     target_params: Any
     opt_state: optax.OptState
@@ -132,76 +160,67 @@ class State(NamedTuple):
 
 
 def network(config: Config) -> networks.Network:
-    """Layers by the observation's rank, and one output for each action; a dueling network has the value before them."""
-    return networks.Network(config.hidden_sizes, config.activation, config.dueling + checks.spaces(config)[1].n)
+    """One output for each action; a dueling network has the value before them."""
+    env = envs.bind(config)
+    num_outputs = config.dueling + env.num_actions
+    return networks.make(config.q_network, env.obs_space, num_outputs, config.hidden_sizes, config.activation)
 
 
 def q_values(params: Any, obs: Array, config: Config) -> Array:
-    """Q(s, .) `[B, A]` for observations `[B, ...]`."""
-    outputs = network(config).apply(params, networks.encode(obs, checks.spaces(config)[0]))
+    """Q(s, .) `[..., A]` for observations `[..., *shape]`."""
+    outputs = network(config).apply(params, obs)
     if not config.dueling:
         return outputs
-    value, advantage = outputs[:, :1], outputs[:, 1:]
+    value, advantage = outputs[..., :1], outputs[..., 1:]
     return value + advantage - advantage.mean(-1, keepdims=True)
 
 
-def init(key: Key[Array, ""], config: Config) -> State:
+def init(key: PRNGKey, config: Config) -> State:
     """A fresh network, and the memory filled with learning_starts transitions of the uniform policy."""
-    keys = jax.random.split(key, 3 + config.num_envs)
-    (key, network_key, prefill_key), env_keys = keys[:3], keys[3:]
-    env, env_params = checks.env(config), checks.env_params(config)
-    env_state = envs.reset(env_keys, env, env_params)
-    obs_space, action_space = checks.spaces(config)
-    (params,) = networks.init(network_key, (network(config), networks.encode(env_state.obs[:1], obs_space)))
-
-    def act(key: Key[Array, ""], obs: Array) -> Array:
-        return action_space.sample(key, obs.shape[0])
-
-    num_steps = config.env_steps(0) // config.num_envs
-    env_state, trajectory, _ = unroll(prefill_key, env, env_params, env_state, act, num_steps)
-    memory = replay.init(config.buffer_size, replay.example(obs_space, action_space))
-    memory = replay.add(memory, flatten(trajectory))
+    env = envs.bind(config)
+    key, network_key, env_key, prefill_key = jax.random.split(key, 4)
+    (params,) = networks.init(network_key, network(config))
+    num_steps = config.prefill_steps // config.num_envs
+    env_state, steps, _ = unroll(prefill_key, env, env.reset(env_key), lambda key, obs: env.sample(key), num_steps)
+    memory = replay.add(replay.init(config.buffer_size, env.transition), flatten(steps))
     opt_state = optimize.adam(config.learning_rate, config.max_grad_norm).init(params)
     return State(key, params, params, opt_state, memory, env_state, jnp.int32(0), jnp.int32(0))
 
 
-def policy(state: State, config: Config, *, deterministic: bool = True) -> Callable[[Key[Array, ""], Array], Array]:
-    """(key, obs of one env) -> action: greedy, or epsilon-greedy with epsilon_end."""
+def policy(state: State, config: Config, *, deterministic: bool = True) -> Policy:
+    """Greedy, or epsilon-greedy with epsilon_end."""
 
-    def act(key: Key[Array, ""], obs: Array) -> Array:
-        q = q_values(state.params, obs[None], config)
-        return epsilon_greedy(key, q, 0.0 if deterministic else config.epsilon_end)[0]
+    def act(key: PRNGKey, obs: Array) -> Array:
+        epsilon = 0.0 if deterministic else config.epsilon_end
+        return epsilon_greedy(key, q_values(state.params, obs, config), epsilon)
 
-    return act
+    return memoryless(act, envs.bind(config).to_units)
 
 
-def td_target(params: Any, target_params: Any, batch: replay.Transition, discount: Scalar, config: Config) -> Array:
+def td_target(params: Any, target_params: Any, batch: Transition, discount: Scalar, config: Config) -> Array:
     """y `[B]`: r + discount (1 - terminated) times the value of final_obs, as in the equations above."""
     next_q = q_values(target_params, batch.final_obs, config)
     chosen = (q_values(params, batch.final_obs, config) if config.double_q else next_q).argmax(-1)
-    next_value = jnp.take_along_axis(next_q, chosen[:, None], axis=-1)[:, 0]
-    return batch.reward + discount * jnp.where(batch.terminated, 0.0, next_value)
+    return batch.reward + discount * jnp.where(batch.terminated, 0.0, at_action(next_q, chosen))
 
 
-def loss(params: Any, target: Array, batch: replay.Transition, config: Config) -> tuple[Array, Metrics]:
+def loss(params: Any, target: Array, batch: Transition, config: Config) -> tuple[Array, Metrics]:
     """E h(Q(s, a) - y) over the batch, for the fixed target y `[B]`."""
-    q = jnp.take_along_axis(q_values(params, batch.obs, config), batch.action[:, None], axis=-1)[:, 0]
+    q = at_action(q_values(params, batch.obs, config), batch.action)
     td_error = q - target
     total = (optax.losses.huber_loss(td_error) if config.huber else jnp.square(td_error) / 2).mean()
     return total, {"loss": total, "q_value": q.mean(), "td_error": jnp.abs(td_error).mean()}
 
 
-def gradient_step(key: Key[Array, ""], state: State, config: Config) -> tuple[State, Metrics]:
+def gradient_step(key: PRNGKey, state: State, config: Config) -> tuple[State, Metrics]:
     """One batch from the memory, one Adam step, and every target_update_period steps a move of the target."""
-    example = replay.example(*checks.spaces(config))
     sequence = replay.sample_sequences(
-        key, state.replay, config.batch_size, example, length=config.n_step, num_envs=config.num_envs
+        key, state.replay, config.batch_size, envs.bind(config).transition, config.n_step, config.num_envs
     )
     batch, discount = n_step(sequence, config.gamma)
     target = td_target(state.params, state.target_params, batch, discount, config)
     grads, metrics = jax.grad(loss, has_aux=True)(state.params, target, batch, config)
-    remaining = 1 - state.updates / config.num_updates
-    learning_rate = config.learning_rate * (remaining if config.anneal_learning_rate else 1.0)
+    learning_rate = schedules.learning_rate(state.updates / config.num_updates, config)
     optimizer = optimize.adam(learning_rate, config.max_grad_norm)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -217,35 +236,31 @@ def gradient_step(key: Key[Array, ""], state: State, config: Config) -> tuple[St
 
 def update(state: State, config: Config) -> tuple[State, Metrics]:
     """iterations_per_update times: T steps in N envs into the memory, then gradient_steps gradient steps."""
-    env, env_params = checks.env(config), checks.env_params(config)
+    env = envs.bind(config)
 
-    def iteration(
-        state: State, inputs: tuple[Key[Array, " K"], Array]
-    ) -> tuple[State, tuple[Metrics, Episodes, Array]]:
+    def iteration(state: State, inputs: tuple[Any, Array]) -> tuple[State, tuple[Metrics, Episodes, Array]]:
         keys, index = inputs
         progress = (state.updates + index / config.iterations_per_update) / config.num_updates
-        fraction = progress / jnp.maximum(config.exploration_fraction, 1e-8)
-        epsilon = optimize.linear_schedule(config.epsilon_start, config.epsilon_end, fraction)
+        epsilon = schedules.epsilon(progress, config)
 
-        def act(key: Key[Array, ""], obs: Array) -> Array:
+        def act(key: PRNGKey, obs: Array) -> Array:
             return epsilon_greedy(key, q_values(state.params, obs, config), epsilon)
 
-        env_state, trajectory, episodes = unroll(keys[0], env, env_params, state.env_state, act, config.num_steps)
-        memory = replay.add(state.replay, flatten(trajectory))
-        state = state._replace(env_state=env_state, replay=memory)
+        env_state, steps, episodes = unroll(keys[0], env, state.env_state, act, config.num_steps)
+        state = state._replace(env_state=env_state, replay=replay.add(state.replay, flatten(steps)))
         state, metrics = jax.lax.scan(lambda state, key: gradient_step(key, state, config), state, keys[1:])
         return state, (metrics, episodes, epsilon)
 
-    keys = jax.random.split(state.key, 1 + config.iterations_per_update * (1 + config.gradient_steps))
-    key, keys = keys[0], keys[1:].reshape(config.iterations_per_update, -1)
+    keys = jax.random.split(state.key, (1 + config.iterations_per_update, 1 + config.gradient_steps))
+    key, keys = keys[0, 0], keys[1:]
     inputs = (keys, jnp.arange(config.iterations_per_update))
     state, (metrics, episodes, epsilon) = jax.lax.scan(iteration, state, inputs)
     state = state._replace(key=key, updates=state.updates + 1)
     return state, jax.tree.map(jnp.mean, metrics) | episodes.metrics() | {"epsilon": epsilon[-1]}
 
 
-@jax.jit
-def train(key: Key[Array, ""], config: Config) -> Result:
+@jitted
+def train(key: PRNGKey, config: Config) -> Result:
     """A whole training: `num_updates` times `update` from `init`. Pure, so vmap it over keys and traced fields."""
     state, metrics = jax.lax.scan(lambda state, _: update(state, config), init(key, config), length=config.num_updates)
     return Result(state, metrics)

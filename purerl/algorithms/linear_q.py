@@ -3,19 +3,19 @@ r"""Linear Q-learning (Sutton and Barto 2018, sections 9.5, 10.1 and 11.1, doi:1
 The problem left by tables: they need a number for each state, and learning one says nothing of its neighbours. Where an
 observation is a vector, Q becomes a function of its features phi(s), with a weight vector and a bias for each action:
 
-    Q(s, a; w, b) = w_a . phi(s) + b_a
+    Q(s, a; w, b) = w_a . phi(s) + b_a                                                                       -> q_values
 
 One step of gradient descent on [y - Q(s, a; w, b)]^2 / 2, for the target y as if it were a constant, is
 
-    y    = r + gamma max_a' Q(s', a'; w, b)
-    w_a <- w_a + alpha [ y - Q(s, a) ] grad_w_a Q,    grad_w_a Q = phi(s)
-    b_a <- b_a + alpha [ y - Q(s, a) ] grad_b_a Q,    grad_b_a Q = 1
+    y    = r + gamma max_a' Q(s', a'; w, b)                                                                 -> td_target
+    w_a <- w_a + alpha [ y - Q(s, a) ] grad_w_a Q,    grad_w_a Q = phi(s)                               -> semi_gradient
+    b_a <- b_a + alpha [ y - Q(s, a) ] grad_b_a Q,    grad_b_a Q = 1                                    -> semi_gradient
 
 a semi-gradient, since y moves with w too (eq. 10.1, 11.5). With one-hot features and no bias it is tabular Q-learning.
 With any others nothing promises that it converges: learning off the policy, from itself, by a function approximator may
 diverge (section 11.3), and the answers to that are the next step, deep Q-learning.
 
-Features of an observation x, scaled to [0, 1] in each of D dimensions:
+Features of an observation x, scaled to [0, 1] in each of D dimensions (core/features.py):                   -> features
 
     raw       the numbers of the observation as they are, not scaled
     one_hot   one feature for each numbered state
@@ -28,7 +28,6 @@ Actions are epsilon-greedy in Q; epsilon falls linearly over the first part of t
 from the observation it interrupts: only `terminated` means that nothing follows.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,14 +35,26 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from purerl.core import checks, envs, optimize
-from purerl.core.distributions import epsilon_greedy
-from purerl.core.replay import Transition
-from purerl.core.rollout import online
-from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
+from purerl import envs
+from purerl.core import checks, schedules
+from purerl.core import features as feature_maps
+from purerl.core.distributions import at_action, epsilon_greedy
+from purerl.core.program import jitted
+from purerl.core.types import (
+    Array,
+    EnvLike,
+    Metrics,
+    Policy,
+    PRNGKey,
+    Result,
+    Scalar,
+    Transition,
+    memoryless,
+    static,
+    traced,
+)
 
 ACTIONS = (envs.Discrete,)
-MAX_FEATURES = 1_000_000
 
 
 @struct.dataclass
@@ -89,21 +100,8 @@ class Config:
             checks.observed_size(self)
         if self.features in ("fourier", "tile"):
             checks.bounded(self, "obs_low", "obs_high")
-            self._check_size()
+            feature_maps.check_size(self, checks.observed_size(self))
         checks.at_least_one_update(self, self.env_steps(1))
-
-    def _check_size(self) -> None:
-        """Raises ValueError where tilings would coincide, or features be too many to step through."""
-        if self.num_tilings & (self.num_tilings - 1):
-            raise ValueError(f"num_tilings must be a power of two, so that no two coincide, but is {self.num_tilings}.")
-        num_dims, tile = checks.observed_size(self), self.features == "tile"
-        num = self.num_tilings * (self.num_tiles + 1) ** num_dims if tile else (self.fourier_order + 1) ** num_dims
-        if num > MAX_FEATURES:
-            fewer = "num_tiles or num_tilings" if tile else "fourier_order"
-            raise ValueError(
-                f"{num_dims} observed numbers make {num:.3g} {self.features} features, more than {MAX_FEATURES:,}: "
-                f"lower {fewer}, or use raw features, or dqn."
-            )
 
     @property
     def num_updates(self) -> int:
@@ -125,126 +123,97 @@ class Params(NamedTuple):
 class State(NamedTuple):
     """Everything a training is made of."""
 
-    key: Key[Array, ""]
+    key: PRNGKey
     params: Params
     env_state: envs.EnvState
     updates: Array
 
 
 def features(obs: Array, config: Config) -> Array:
-    """phi(s) `[F]` of one observation."""
-    if config.features == "one_hot":
-        obs_space = checks.spaces(config)[0]
-        assert isinstance(obs_space, envs.Discrete)
-        return jax.nn.one_hot(obs, obs_space.n)
+    """phi(s) `[..., F]` of observations `[..., *shape]`."""
+    space = envs.bind(config).obs_space
+    if isinstance(space, envs.Discrete):
+        return feature_maps.one_hot(obs, space.n)
+    x = obs.astype(jnp.float32).reshape(*obs.shape[: obs.ndim - len(space.shape)], -1)
     if config.features == "raw":
-        return obs.astype(jnp.float32).reshape(-1)
-    low, high = checks.bounded(config, "obs_low", "obs_high")
-    x = jnp.clip((obs.reshape(-1) - low) / (high - low), 0.0, 1.0)
+        return x
+    x = feature_maps.to_unit(x, *checks.bounded(config, "obs_low", "obs_high"))
     if config.features == "fourier":
-        return jnp.cos(jnp.pi * (frequencies(x.size, config) * x[None]).sum(-1))
-    return tiles(x, config)
+        return feature_maps.fourier(x, config.fourier_order)
+    return feature_maps.tiles(x, config.num_tilings, config.num_tiles)
 
 
-def frequencies(num_dims: int, config: Config) -> np.ndarray:
-    """All vectors c of the Fourier basis, `[(order + 1)^D, D]`, c = 0 first."""
-    return np.indices([config.fourier_order + 1] * num_dims).reshape(num_dims, -1).T
-
-
-def tiles(x: Array, config: Config) -> Array:
-    """A 1 for the tile of each grid that x in [0, 1]^D lies in, `[num_tilings * (num_tiles + 1)^D]`.
-
-    Grid i is shifted by i (1, 3, 5, ..) / num_tilings tiles, modulo one tile, so each has a tile more than fits.
-    """
-    grid, dim, side = np.arange(config.num_tilings)[:, None], np.arange(x.size)[None], config.num_tiles + 1
-    shift = grid * (2 * dim + 1) % config.num_tilings / config.num_tilings
-    place = jnp.floor(x[None] * config.num_tiles + shift).astype(jnp.int32)
-    return jax.nn.one_hot((place * side**dim).sum(-1), side**x.size).reshape(-1)
-
-
-def step_sizes(num_dims: int, config: Config) -> np.ndarray:
-    """What each feature's alpha is multiplied by, `[1, F]` or one number for all."""
+def step_sizes(config: Config) -> np.ndarray:
+    """What alpha is multiplied by, `[1, F]` or one number for all features."""
     if config.features == "fourier":
-        return 1 / np.maximum(np.linalg.norm(frequencies(num_dims, config), axis=-1), 1.0)[None]
+        return feature_maps.fourier_step_sizes(checks.observed_size(config), config.fourier_order)[None]
     return np.asarray(1 / config.num_tilings if config.features == "tile" else 1.0)
 
 
 def q_values(params: Params, phi: Array) -> Array:
-    """Q(s, .) `[A]` of the features `[F]`."""
-    q = params.weights @ phi
-    return q if params.bias is None else q + params.bias
+    """Q(s, .) `[..., A]` of features `[..., F]`."""
+    q = jnp.einsum("af,...f->...a", params.weights, phi, precision="highest")
+    return q if params.bias is None else q + jnp.broadcast_to(params.bias, q.shape)
 
 
-def gradient(phi: Array, action: Array, params: Params) -> Params:
-    """Of Q(s, a) by all weights and biases: phi(s) and 1 in row a, 0 elsewhere."""
-    row = (jnp.arange(params.weights.shape[0]) == action).astype(jnp.float32)
-    return Params(row[:, None] * phi[None], None if params.bias is None else row)
+def semi_gradient(phi: Array, action: Array, td_error: Array, params: Params) -> Params:
+    """[ y - Q(s, a) ] times the gradient of Q(s, a), phi(s) and 1 in row a and 0 elsewhere; summed over N envs."""
+    row = jax.nn.one_hot(action, params.weights.shape[0]) * td_error[:, None]
+    return Params((row[:, :, None] * phi[:, None]).sum(0), None if params.bias is None else row.sum(0))
 
 
-def init(key: Key[Array, ""], config: Config) -> State:
+def init(key: PRNGKey, config: Config) -> State:
     """Weights of 0, and a fresh episode."""
+    env = envs.bind(config)
     key, env_key = jax.random.split(key)
-    env_state = envs.reset(env_key[None], checks.env(config), checks.env_params(config))
-    num_features = jax.eval_shape(lambda obs: features(obs, config), env_state.obs[0]).size
-    num_actions = checks.spaces(config)[1].n
-    params = Params(jnp.zeros((num_actions, num_features)), jnp.zeros(num_actions) if config.bias else None)
-    return State(key, params, env_state, jnp.int32(0))
+    env_state = env.reset(env_key)
+    num_features = jax.eval_shape(lambda obs: features(obs, config), env_state.obs).shape[-1]
+    bias = jnp.zeros(env.num_actions) if config.bias else None
+    return State(key, Params(jnp.zeros((env.num_actions, num_features)), bias), env_state, jnp.int32(0))
 
 
-def policy(state: State, config: Config, *, deterministic: bool = True) -> Callable[[Key[Array, ""], Array], Array]:
-    """(key, obs of one env) -> action: greedy, or epsilon-greedy with epsilon_end."""
+def policy(state: State, config: Config, *, deterministic: bool = True) -> Policy:
+    """Greedy, or epsilon-greedy with epsilon_end."""
 
-    def act(key: Key[Array, ""], obs: Array) -> Array:
+    def act(key: PRNGKey, obs: Array) -> Array:
         q = q_values(state.params, features(obs, config))
-        return epsilon_greedy(key, q[None], 0.0 if deterministic else config.epsilon_end)[0]
+        return epsilon_greedy(key, q, 0.0 if deterministic else config.epsilon_end)
 
-    return act
+    return memoryless(act, envs.bind(config).to_units)
 
 
-def td_target(params: Params, transition: Transition, config: Config) -> Array:
+def td_target(params: Params, t: Transition, config: Config) -> Array:
     """y: r + gamma max_a' Q(s', a')."""
-    next_value = q_values(params, features(transition.final_obs, config)).max()
-    return transition.reward + config.gamma * jnp.where(transition.terminated, 0.0, next_value)
+    next_value = q_values(params, features(t.final_obs, config)).max(-1)
+    return t.reward + config.gamma * jnp.where(t.terminated, 0.0, next_value)
 
 
 def update(state: State, config: Config) -> tuple[State, Metrics]:
     """T steps in the env, each followed by one change of the weights."""
+    env = envs.bind(config)
     # The keys are split as tabular Q-learning does, so that one-hot features repeat its every step.
-    key, act_key, _ = jax.random.split(state.key, 3)
+    key, step_key, _ = jax.random.split(state.key, 3)
     progress = state.updates / config.num_updates
-    fraction = progress / jnp.maximum(config.exploration_fraction, 1e-8)
-    epsilon = optimize.linear_schedule(config.epsilon_start, config.epsilon_end, fraction)
-    learning_rate = config.learning_rate * (1 - progress if config.anneal_learning_rate else 1.0)
+    epsilon, learning_rate = schedules.epsilon(progress, config), schedules.learning_rate(progress, config)
 
-    def act(params: Params, key: Key[Array, ""], obs: Array) -> Array:
-        return epsilon_greedy(key, q_values(params, features(obs[0], config))[None], epsilon)
+    def step(state: State, tick: envs.Tick) -> tuple[State, Any]:
+        params, phi = state.params, features(state.env_state.obs, config)
+        q = q_values(params, phi)
+        action = epsilon_greedy(tick.act_key, q, epsilon)
+        env_state, t, episodes = env.step(tick, state.env_state, action)
+        td_error = td_target(params, t, config) - at_action(q, action)
+        gradient = semi_gradient(phi, action, td_error, params)
+        scaled = gradient._replace(weights=step_sizes(config) * gradient.weights)
+        params = jax.tree.map(lambda x, change: x + learning_rate * change, params, scaled)
+        return state._replace(params=params, env_state=env_state), (jnp.abs(td_error), episodes)
 
-    def learn(params: Params, transition: Transition, next_obs: Array, _: Any) -> tuple[Params, Array]:
-        transition = jax.tree.map(lambda x: x[0], transition)
-        phi, action = features(transition.obs, config), transition.action
-        td_error = td_target(params, transition, config) - q_values(params, phi)[action]
-        # Error times gradient first: with one-hot features that is the error itself, so it rounds as a table's step.
-        steps = jax.tree.map(lambda grad: td_error * grad, gradient(phi, action, params))
-        weights = params.weights + learning_rate * step_sizes(transition.obs.size, config) * steps.weights
-        bias = None if params.bias is None else params.bias + learning_rate * steps.bias
-        return Params(weights, bias), jnp.abs(td_error)
-
-    env_state, params, td_error, episodes = online(
-        act_key,
-        checks.env(config),
-        checks.env_params(config),
-        state.env_state,
-        state.params,
-        act,
-        learn,
-        config.num_steps,
-    )
-    state = State(key, params, env_state, state.updates + 1)
+    state, (td_error, episodes) = jax.lax.scan(step, state, env.ticks(step_key, config.num_steps))
+    state = state._replace(key=key, updates=state.updates + 1)
     return state, {"td_error": td_error.mean(), "epsilon": epsilon} | episodes.metrics()
 
 
-@jax.jit
-def train(key: Key[Array, ""], config: Config) -> Result:
+@jitted
+def train(key: PRNGKey, config: Config) -> Result:
     """A whole training: `num_updates` times `update` from `init`. Pure, so vmap it over keys and traced fields."""
     state, metrics = jax.lax.scan(lambda state, _: update(state, config), init(key, config), length=config.num_updates)
     return Result(state, metrics)

@@ -4,31 +4,36 @@ The problem left by actor-critic: the policy gradient is right only at the polic
 step, or a second step on the same data, can throw the policy somewhere it never recovers from. TRPO forbids such steps
 by a constraint that needs second-order machinery. PPO only takes away the reward for them: once the probability ratio
 
-    r(theta) = pi_theta(a|s) / pi_old(a|s)
+    r(theta) = pi_theta(a|s) / pi_old(a|s)                                                                     -> loss
 
 has moved by more than clip_eps in the direction that the advantage A asks for, the gradient is zero (eq. 7):
 
-    L_clip = E[ min( r A, clip(r, 1 - eps, 1 + eps) A ) ]
+    L_clip = E[ min( r A, clip(r, 1 - eps, 1 + eps) A ) ]                                                      -> loss
 
 and with the critic's error and an entropy bonus the objective to maximise is (eq. 9)
 
-    L = L_clip - vf_coef * E[(V - V_target)^2] / 2 + ent_coef * E[H(pi)].
+    L = L_clip - vf_coef * E[(V - V_target)^2] / 2 + ent_coef * E[H(pi)].                                      -> loss
 
-Each update: act for T steps in N environments; estimate advantages by GAE (arXiv:1506.02438, eq. 16); take a few epochs
-of minibatch Adam steps on L.
+Each update: act for T steps in N environments; estimate advantages by GAE (arXiv:1506.02438, eq. 16),
 
-Departures from the paper: advantages are standardised in each minibatch; gradients are clipped by their global norm;
-a time limit cuts the advantage sum but bootstraps from V(final_obs); layers start orthogonal; the critic's change is
-clipped like the policy's. Annealing and running normalisation of observations and rewards are switches, as is value
-clipping: once a policy survives to every time limit, advantages are only the critic's noise, which standardising blows
-up to full size, and a critic that moves slowly keeps the policy from drifting.
+    A_t = delta_t + gamma lambda A_{t+1},    delta_t = r_t + gamma V(s_{t+1}) - V(s_t);                     -> collect
+
+and take a few epochs of minibatch Adam steps on L.                                                          -> update
+
+Departures from the paper:
+    advantages are standardised in each minibatch (loss)
+    gradients are clipped by their global norm (max_grad_norm)
+    a time limit cuts the advantage sum but bootstraps from V(final_obs) (collect)
+    layers start orthogonal, the actor's head small (actor_critic)
+    the critic's change is clipped like the policy's (clip_value): once a policy survives to every time limit,
+    advantages are only the critic's noise, which standardising blows up to full size, and a critic that moves slowly
+    keeps the policy from drifting
+    learning rate and clip range may fall to 0 (anneal_learning_rate, anneal_clip_eps)
+    observations and rewards may be normalised by running statistics (normalize_obs, normalize_reward)
 Continuous actions are drawn from a Gaussian whose standard deviation does not depend on the observation; they live on
 the scale [-1, 1] and are clipped and scaled to the env's bounds only on their way into the env.
 """
 
-import functools
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -37,11 +42,26 @@ import optax
 from flax import struct
 from jax.flatten_util import ravel_pytree
 
-from purerl.core import checks, envs, networks, normalize, optimize
+from purerl import envs
+from purerl.core import checks, networks, normalize, optimize, schedules
 from purerl.core.distributions import Categorical, Gaussian
+from purerl.core.program import jitted
 from purerl.core.returns import gae, standardize
-from purerl.core.rollout import Episodes, flatten, unroll
-from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
+from purerl.core.rollout import flatten, unroll
+from purerl.core.types import (
+    Array,
+    EnvLike,
+    Episodes,
+    Metrics,
+    Policy,
+    PRNGKey,
+    Result,
+    Scalar,
+    memoryless,
+    own_network,
+    static,
+    traced,
+)
 
 ACTIONS = (envs.Discrete, envs.Box)
 
@@ -62,10 +82,16 @@ class Config:
     """Passes over the data of one update."""
     num_minibatches: int = static(4, low=1)
     """Gradient steps of one pass."""
-    hidden_sizes: tuple[int, ...] = static((64, 64), low=1)
-    """Hidden layers of the actor and of the critic."""
-    activation: str = static("tanh", choices=tuple(networks.ACTIVATIONS))
+    actor_hidden_sizes: tuple[int, ...] = static((64, 64), low=1)
+    """Hidden layers of the actor; images pass a convolution first."""
+    critic_hidden_sizes: tuple[int, ...] = static((64, 64), low=1)
+    """Hidden layers of the critic; images pass a convolution first."""
+    activation: str = static("tanh", choices=networks.ACTIVATIONS)
     """Nonlinearity between layers."""
+    actor_network: Any = own_network()
+    """A flax module in place of the actor, with a logit or a mean for each action; or a function of their number."""
+    critic_network: Any = own_network()
+    """A flax module in place of the critic, with one output."""
     anneal_learning_rate: bool = static(True)
     """Let the learning rate fall linearly to 0."""
     anneal_clip_eps: bool = static(False)
@@ -117,7 +143,7 @@ class Params(NamedTuple):
 class State(NamedTuple):
     """Everything a training is made of. obs_stats, reward_scale: None where their switch is off."""
 
-    key: Key[Array, ""]
+    key: PRNGKey
     params: Params
     opt_state: optax.OptState
     env_state: envs.EnvState
@@ -139,61 +165,57 @@ class Batch(NamedTuple):
 
 def actor_critic(config: Config) -> tuple[networks.Network, networks.Network]:
     """Two towers that share nothing; the small actor head starts the policy near uniform."""
-    space = checks.spaces(config)[1]
-    num_outputs = space.n if isinstance(space, envs.Discrete) else math.prod(space.shape)
-    tower = functools.partial(networks.Network, config.hidden_sizes, config.activation)
-    return tower(num_outputs, head_scale=0.01), tower(1, head_scale=1.0)
+    env, activation = envs.bind(config), config.activation
+    num_outputs = env.action_size if env.continuous else env.num_actions
+    actor = networks.make(
+        config.actor_network, env.obs_space, num_outputs, config.actor_hidden_sizes, activation, head_scale=0.01
+    )
+    return actor, networks.make(config.critic_network, env.obs_space, 1, config.critic_hidden_sizes, activation)
 
 
 def observe(obs: Array, stats: normalize.RunningStats | None, config: Config) -> Array:
-    """Observations `[B, ...]` as the networks read them."""
-    obs = networks.encode(obs, checks.spaces(config)[0])
-    return obs if stats is None else normalize.normalize(stats, obs)
+    """Observations `[..., *shape]` as the networks read them."""
+    return normalize.normalize(stats, networks.encode(obs, envs.bind(config).obs_space))
 
 
 def distribution(params: Params, obs: Array, config: Config) -> Categorical | Gaussian:
-    """pi(.|s) for observed observations `[B, ...]`."""
+    """pi(.|s) for observed observations `[..., *shape]`."""
     head = actor_critic(config)[0].apply(params.actor, obs)
-    return Categorical(head) if params.log_std is None else Gaussian(head, params.log_std[None])
+    return Categorical(head) if params.log_std is None else Gaussian(head, params.log_std)
 
 
 def critic(params: Params, obs: Array, config: Config) -> Array:
-    """V(s) `[B]` for observed observations `[B, ...]`."""
-    return actor_critic(config)[1].apply(params.critic, obs)[:, 0]
+    """V(s) `[...]` for observed observations `[..., *shape]`."""
+    return actor_critic(config)[1].apply(params.critic, obs)[..., 0]
 
 
-def init(key: Key[Array, ""], config: Config) -> State:
+def init(key: PRNGKey, config: Config) -> State:
     """Fresh networks and N fresh episodes."""
-    keys = jax.random.split(key, 2 + config.num_envs)
-    (key, network_key), env_keys = keys[:2], keys[2:]
-    env_state = envs.reset(env_keys, checks.env(config), checks.env_params(config))
-    obs = observe(env_state.obs[:1], None, config)
-    actor, critic = actor_critic(config)
-    action_space = checks.spaces(config)[1]
-    log_std = None if isinstance(action_space, envs.Discrete) else jnp.zeros(math.prod(action_space.shape))
-    actor_params, critic_params = networks.init(network_key, (actor, obs), (critic, obs))
+    env = envs.bind(config)
+    key, network_key, env_key = jax.random.split(key, 3)
+    env_state = env.reset(env_key)
+    log_std = jnp.zeros(env.action_size) if env.continuous else None
+    actor_params, critic_params = networks.init(network_key, *actor_critic(config))
     params = Params(actor_params, critic_params, log_std)
     return State(
         key,
         params,
         optimize.adam(config.learning_rate, config.max_grad_norm).init(ravel_pytree(params)[0]),
         env_state,
-        normalize.init_stats(obs.shape[1:]) if config.normalize_obs else None,
+        normalize.init_stats(observe(env_state.obs, None, config).shape[1:]) if config.normalize_obs else None,
         normalize.init_reward_scale(config.num_envs) if config.normalize_reward else None,
         jnp.int32(0),
     )
 
 
-def policy(state: State, config: Config, *, deterministic: bool = True) -> Callable[[Key[Array, ""], Array], Array]:
-    """(key, obs of one env) -> action in the env's units; the mode of pi, or a draw."""
-    space = checks.spaces(config)[1]
+def policy(state: State, config: Config, *, deterministic: bool = True) -> Policy:
+    """The mode of pi, or a draw."""
 
-    def act(key: Key[Array, ""], obs: Array) -> Array:
-        pi = distribution(state.params, observe(obs[None], state.obs_stats, config), config)
-        action = pi.mode() if deterministic else pi.sample(key)
-        return space.from_unit(action.reshape(space.shape))
+    def act(key: PRNGKey, obs: Array) -> Array:
+        pi = distribution(state.params, observe(obs, state.obs_stats, config), config)
+        return pi.mode() if deterministic else pi.sample(key)
 
-    return act
+    return memoryless(act, envs.bind(config).to_units)
 
 
 def loss(params: Params, batch: Batch, clip_eps: Scalar, config: Config) -> tuple[Array, Metrics]:
@@ -220,13 +242,31 @@ def loss(params: Params, batch: Batch, clip_eps: Scalar, config: Config) -> tupl
     return total, metrics | {"approx_kl": approx_kl, "clip_fraction": clip_fraction}
 
 
+def collect(key: PRNGKey, state: State, config: Config) -> tuple[State, Batch, Episodes]:
+    """T steps in N envs as a batch `[T * N, ...]` with advantages; moves env_state and the running statistics on."""
+    env, stats = envs.bind(config), state.obs_stats
+
+    def act(key: PRNGKey, obs: Array) -> Array:
+        return distribution(state.params, observe(obs, stats, config), config).sample(key)
+
+    env_state, steps, episodes = unroll(key, env, state.env_state, act, config.num_steps)
+    reward_scale, steps = normalize.scale_reward(state.reward_scale, steps, config.gamma)
+    # The statistics that the policy acted with serve the whole update; what was seen counts from the next one on.
+    obs, final_obs = (observe(x, stats, config) for x in (steps.obs, steps.final_obs))
+    value, next_value = (critic(state.params, x, config) for x in (obs, final_obs))
+    advantage = gae(steps, value, next_value, config.gamma, config.gae_lambda)
+    log_prob = distribution(state.params, obs, config).log_prob(steps.action)
+    batch = flatten(Batch(obs, steps.action, log_prob, value, advantage, advantage + value))
+    obs_stats = normalize.update_stats(stats, observe(steps.obs, None, config))
+    return state._replace(env_state=env_state, obs_stats=obs_stats, reward_scale=reward_scale), batch, episodes
+
+
 def update(state: State, config: Config) -> tuple[State, Metrics]:
     """One iteration: T steps in N envs, then num_epochs x num_minibatches gradient steps."""
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
-    remaining = 1 - state.updates / config.num_updates
-    learning_rate = config.learning_rate * (remaining if config.anneal_learning_rate else 1.0)
-    clip_eps = config.clip_eps * (remaining if config.anneal_clip_eps else 1.0)
-    optimizer = optimize.adam(learning_rate, config.max_grad_norm)
+    progress = state.updates / config.num_updates
+    clip_eps = config.clip_eps * (1 - progress if config.anneal_clip_eps else 1.0)
+    optimizer = optimize.adam(schedules.learning_rate(progress, config), config.max_grad_norm)
 
     state, batch, episodes = collect(rollout_key, state, config)
     indices = optimize.shuffled_indices(shuffle_key, batch.value.size, config.num_epochs, config.num_minibatches)
@@ -249,46 +289,8 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     return state, jax.tree.map(jnp.mean, metrics) | episodes.metrics()
 
 
-def collect(key: Key[Array, ""], state: State, config: Config) -> tuple[State, Batch, Episodes]:
-    """T steps in N envs as a batch `[T * N, ...]` with advantages; moves env_state and the running statistics on."""
-
-    def act(key: Key[Array, ""], obs: Array) -> Array:
-        action = distribution(state.params, observe(obs, state.obs_stats, config), config).sample(key)
-        return action.reshape(action.shape[0], *space.shape)
-
-    env, env_params = checks.env(config), checks.env_params(config)
-    space = checks.spaces(config)[1]
-    env_state, trajectory, episodes = unroll(key, env, env_params, state.env_state, act, config.num_steps)
-    reward, reward_scale = trajectory.reward, state.reward_scale
-    if reward_scale is not None:
-        reward_scale, reward = normalize.scale_reward(reward_scale, reward, trajectory.done, config.gamma)
-
-    # The statistics that the policy acted with serve the whole update; what was seen counts from the next one on.
-    obs, final_obs = (observe(flatten(x), state.obs_stats, config) for x in (trajectory.obs, trajectory.final_obs))
-    value, next_value = (critic(state.params, x, config) for x in (obs, final_obs))
-    shape = reward.shape
-    advantage = gae(
-        reward,
-        value.reshape(shape),
-        next_value.reshape(shape),
-        trajectory.terminated,
-        trajectory.truncated,
-        config.gamma,
-        config.gae_lambda,
-    ).reshape(-1)
-    pi = distribution(state.params, obs, config)
-    action = flatten(trajectory.action)
-    action = action if state.params.log_std is None else action.reshape(action.shape[0], -1)
-    batch = Batch(obs, action, pi.log_prob(action), value, advantage, advantage + value)
-
-    obs_stats = state.obs_stats
-    if obs_stats is not None:
-        obs_stats = normalize.update_stats(obs_stats, observe(flatten(trajectory.obs), None, config))
-    return state._replace(env_state=env_state, obs_stats=obs_stats, reward_scale=reward_scale), batch, episodes
-
-
-@jax.jit
-def train(key: Key[Array, ""], config: Config) -> Result:
+@jitted
+def train(key: PRNGKey, config: Config) -> Result:
     """A whole training: `num_updates` times `update` from `init`. Pure, so vmap it over keys and traced fields."""
     state, metrics = jax.lax.scan(lambda state, _: update(state, config), init(key, config), length=config.num_updates)
     return Result(state, metrics)

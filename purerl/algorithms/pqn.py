@@ -6,8 +6,8 @@ two challenges otherwise (section 4). Many environments side by side give a batc
 each other, so no memory is needed. And LayerNorm in every hidden layer bounds how far a gradient step can throw the
 values elsewhere (section 3), so the target needs no network of its own:
 
-    G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda) max_a Q(s_{t+1}, a) + lambda G_{t+1} ]
-    loss = E[ (Q(s_t, a_t) - G_t)^2 / 2 ]
+    G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda) max_a Q(s_{t+1}, a) + lambda G_{t+1} ]              -> td_target
+    loss = E[ (Q(s_t, a_t) - G_t)^2 / 2 ]                                                                        -> loss
 
 G is the lambda-return (Sutton and Barto 2018, eq. 12.18) with the best next action in place of the next state's value.
 
@@ -15,11 +15,12 @@ Each update: act for T steps in N environments with one set of parameters, compu
 then take num_epochs x num_minibatches gradient steps towards them. Actions are epsilon-greedy, epsilon falling linearly
 over the first part of the training.
 
-Departures from the paper's code: Adam in place of rectified Adam; the value at a time limit is that of the observation
-it interrupts, and the bracket is nothing else there. Returns reach no further than the T steps of one update.
+Departures from the paper's code:
+    Adam in place of rectified Adam (update)
+    at a time limit the bracket is the value of the observation it interrupts, and nothing else (td_target)
+    returns reach no further than the T steps of one update (td_target)
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,11 +28,26 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from purerl.core import checks, envs, networks, optimize
-from purerl.core.distributions import epsilon_greedy
+from purerl import envs
+from purerl.core import checks, networks, optimize, schedules
+from purerl.core.distributions import at_action, epsilon_greedy
+from purerl.core.program import jitted
 from purerl.core.returns import lambda_returns
 from purerl.core.rollout import flatten, unroll
-from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
+from purerl.core.types import (
+    Array,
+    EnvLike,
+    Metrics,
+    Policy,
+    PRNGKey,
+    Result,
+    Scalar,
+    Transition,
+    memoryless,
+    own_network,
+    static,
+    traced,
+)
 
 ACTIONS = (envs.Discrete,)
 
@@ -54,8 +70,10 @@ class Config:
     """Gradient steps of one pass."""
     hidden_sizes: tuple[int, ...] = static((64, 64), low=1)
     """Hidden layers; images pass a convolution first."""
-    activation: str = static("relu", choices=tuple(networks.ACTIVATIONS))
+    activation: str = static("relu", choices=networks.ACTIVATIONS)
     """Nonlinearity between layers."""
+    q_network: Any = own_network()
+    """A flax module in place of the network, with an output for each action; or a function of their number."""
     layer_norm: bool = static(True)
     """Normalise each hidden layer: what stands in for the target network."""
     anneal_learning_rate: bool = static(True)
@@ -95,7 +113,7 @@ class Config:
 class State(NamedTuple):
     """Everything a training is made of."""
 
-    key: Key[Array, ""]
+    key: PRNGKey
     params: Any
     opt_state: optax.OptState
     env_state: envs.EnvState
@@ -111,40 +129,46 @@ class Batch(NamedTuple):
 
 
 def network(config: Config) -> networks.Network:
-    """Layers by the observation's rank, and one output for each action."""
-    num_actions = checks.spaces(config)[1].n
-    return networks.Network(config.hidden_sizes, config.activation, num_actions, layer_norm=config.layer_norm)
+    """One output for each action."""
+    env, layer_norm = envs.bind(config), config.layer_norm
+    return networks.make(
+        config.q_network, env.obs_space, env.num_actions, config.hidden_sizes, config.activation, layer_norm=layer_norm
+    )
 
 
 def q_values(params: Any, obs: Array, config: Config) -> Array:
-    """Q(s, .) `[B, A]` for observations `[B, ...]`."""
-    return network(config).apply(params, networks.encode(obs, checks.spaces(config)[0]))
+    """Q(s, .) `[..., A]` for observations `[..., *shape]`."""
+    return network(config).apply(params, obs)
 
 
-def init(key: Key[Array, ""], config: Config) -> State:
+def init(key: PRNGKey, config: Config) -> State:
     """A fresh network and N fresh episodes."""
-    keys = jax.random.split(key, 2 + config.num_envs)
-    (key, network_key), env_keys = keys[:2], keys[2:]
-    env_state = envs.reset(env_keys, checks.env(config), checks.env_params(config))
-    obs = networks.encode(env_state.obs[:1], checks.spaces(config)[0])
-    (params,) = networks.init(network_key, (network(config), obs))
+    key, network_key, env_key = jax.random.split(key, 3)
+    (params,) = networks.init(network_key, network(config))
     opt_state = optimize.adam(config.learning_rate, config.max_grad_norm).init(params)
-    return State(key, params, opt_state, env_state, jnp.int32(0))
+    return State(key, params, opt_state, envs.bind(config).reset(env_key), jnp.int32(0))
 
 
-def policy(state: State, config: Config, *, deterministic: bool = True) -> Callable[[Key[Array, ""], Array], Array]:
-    """(key, obs of one env) -> action: greedy, or epsilon-greedy with epsilon_end."""
+def policy(state: State, config: Config, *, deterministic: bool = True) -> Policy:
+    """Greedy, or epsilon-greedy with epsilon_end."""
 
-    def act(key: Key[Array, ""], obs: Array) -> Array:
-        q = q_values(state.params, obs[None], config)
-        return epsilon_greedy(key, q, 0.0 if deterministic else config.epsilon_end)[0]
+    def act(key: PRNGKey, obs: Array) -> Array:
+        epsilon = 0.0 if deterministic else config.epsilon_end
+        return epsilon_greedy(key, q_values(state.params, obs, config), epsilon)
 
-    return act
+    return memoryless(act, envs.bind(config).to_units)
+
+
+def td_target(params: Any, steps: Transition, config: Config) -> Array:
+    """G_t `[T, N]`, of rewards times reward_scale."""
+    next_value = q_values(params, steps.final_obs, config).max(-1)
+    scaled = steps._replace(reward=config.reward_scale * steps.reward)
+    return lambda_returns(scaled, next_value, config.gamma, config.td_lambda)
 
 
 def loss(params: Any, batch: Batch, config: Config) -> tuple[Array, Metrics]:
     """E (Q(s, a) - G)^2 / 2 over the batch; no gradient passes through G."""
-    q = jnp.take_along_axis(q_values(params, batch.obs, config), batch.action[:, None], axis=-1)[:, 0]
+    q = at_action(q_values(params, batch.obs, config), batch.action)
     td_error = q - batch.target
     total = jnp.square(td_error).mean() / 2
     return total, {"loss": total, "q_value": q.mean(), "td_error": jnp.abs(td_error).mean()}
@@ -154,27 +178,15 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     """One iteration: T steps in N envs, their lambda-returns, then num_epochs x num_minibatches gradient steps."""
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
     progress = state.updates / config.num_updates
-    fraction = progress / jnp.maximum(config.exploration_fraction, 1e-8)
-    epsilon = optimize.linear_schedule(config.epsilon_start, config.epsilon_end, fraction)
+    epsilon = schedules.epsilon(progress, config)
+    optimizer = optimize.adam(schedules.learning_rate(progress, config), config.max_grad_norm)
 
-    def act(key: Key[Array, ""], obs: Array) -> Array:
+    def act(key: PRNGKey, obs: Array) -> Array:
         return epsilon_greedy(key, q_values(state.params, obs, config), epsilon)
 
-    env, env_params = checks.env(config), checks.env_params(config)
-    env_state, trajectory, episodes = unroll(rollout_key, env, env_params, state.env_state, act, config.num_steps)
-    next_value = q_values(state.params, flatten(trajectory.final_obs), config).max(-1)
-    target = lambda_returns(
-        config.reward_scale * trajectory.reward,
-        next_value.reshape(trajectory.reward.shape),
-        trajectory.terminated,
-        trajectory.truncated,
-        config.gamma,
-        config.td_lambda,
-    )
-    batch = flatten(Batch(trajectory.obs, trajectory.action, target))
-    indices = optimize.shuffled_indices(shuffle_key, target.size, config.num_epochs, config.num_minibatches)
-    learning_rate = config.learning_rate * (1 - progress if config.anneal_learning_rate else 1.0)
-    optimizer = optimize.adam(learning_rate, config.max_grad_norm)
+    env_state, steps, episodes = unroll(rollout_key, envs.bind(config), state.env_state, act, config.num_steps)
+    batch = flatten(Batch(steps.obs, steps.action, td_target(state.params, steps, config)))
+    indices = optimize.shuffled_indices(shuffle_key, batch.target.size, config.num_epochs, config.num_minibatches)
 
     def gradient_step(carry: tuple[Any, optax.OptState], index: Array) -> tuple[tuple[Any, optax.OptState], Metrics]:
         params, opt_state = carry
@@ -187,8 +199,8 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     return state, jax.tree.map(jnp.mean, metrics) | episodes.metrics() | {"epsilon": epsilon}
 
 
-@jax.jit
-def train(key: Key[Array, ""], config: Config) -> Result:
+@jitted
+def train(key: PRNGKey, config: Config) -> Result:
     """A whole training: `num_updates` times `update` from `init`. Pure, so vmap it over keys and traced fields."""
     state, metrics = jax.lax.scan(lambda state, _: update(state, config), init(key, config), length=config.num_updates)
     return Result(state, metrics)

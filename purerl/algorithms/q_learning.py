@@ -3,13 +3,15 @@ r"""Tabular Q-learning (Watkins and Dayan 1992, doi:10.1007/BF00992698): off-pol
 The problem left by value iteration: it must know T(s'|s, a) and R(s, a, s'). Q-learning replaces the expectation in the
 Bellman optimality equation by one sample of it, the transition just seen, and moves a small step towards it:
 
-    Q(s, a) <- Q(s, a) + alpha [ r + gamma max_a' Q(s', a') - Q(s, a) ]     (Sutton and Barto 2018, eq. 6.8)
+    Q(s, a) <- Q(s, a) + alpha [ r + gamma max_a' Q(s', a') - Q(s, a) ]   (Sutton and Barto 2018, eq. 6.8)  -> td_target
 
 The target asks for the best next action, whatever is done next, so the values are those of the greedy policy while an
 exploring one gathers the experience: off-policy. The maximum over noisy estimates is biased upwards; double Q-learning
 (van Hasselt 2010; Sutton and Barto, eq. 6.10) keeps two tables: one chooses the action, and the other values it,
 
-    Q_1(s, a) <- Q_1(s, a) + alpha [ r + gamma Q_2(s', argmax_a' Q_1(s', a')) - Q_1(s, a) ],    or the other way round.
+    Q_1(s, a) <- Q_1(s, a) + alpha [ r + gamma Q_2(s', argmax_a' Q_1(s', a')) - Q_1(s, a) ],                -> td_target
+
+or the other way round, as a coin decides.
 
 Actions are epsilon-greedy in Q, or in Q_1 + Q_2; epsilon falls linearly over the first part of the training. The step
 size is constant, or falls linearly to 0, or with the visits n(s, a) of the pair as alpha n^-power, which for a power in
@@ -17,18 +19,29 @@ size is constant, or falls linearly to 0, or with the visits n(s, a) of the pair
 nothing follows.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from purerl.core import checks, envs, optimize
+from purerl import envs
+from purerl.core import checks, optimize, schedules
 from purerl.core.distributions import epsilon_greedy
-from purerl.core.replay import Transition
-from purerl.core.rollout import online
-from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
+from purerl.core.program import jitted
+from purerl.core.types import (
+    Array,
+    EnvLike,
+    Metrics,
+    Policy,
+    PRNGKey,
+    Result,
+    Scalar,
+    Transition,
+    memoryless,
+    static,
+    traced,
+)
 
 ACTIONS = (envs.Discrete,)
 
@@ -81,83 +94,68 @@ class Config:
 class State(NamedTuple):
     """params: the tables `[1, S, A]`, or two of them. visits: how often each pair was learned from, or None."""
 
-    key: Key[Array, ""]
+    key: PRNGKey
     params: Array
     visits: Array | None
     env_state: envs.EnvState
     updates: Array
 
 
-def init(key: Key[Array, ""], config: Config) -> State:
+def init(key: PRNGKey, config: Config) -> State:
     """Tables of the initial value, and a fresh episode."""
+    env = envs.bind(config)
     key, env_key = jax.random.split(key)
-    obs_space, action_space = checks.spaces(config)
-    assert isinstance(obs_space, envs.Discrete)
-    shape = (1 + config.double_q, obs_space.n, action_space.n)
-    env_state = envs.reset(env_key[None], checks.env(config), checks.env_params(config))
-    params = jnp.full(shape, config.initial_value, jnp.float32)
-    return State(key, params, jnp.zeros(shape) if config.count_visits else None, env_state, jnp.int32(0))
+    params = jnp.full((1 + config.double_q, env.num_states, env.num_actions), config.initial_value, jnp.float32)
+    visits = jnp.zeros(params.shape) if config.count_visits else None
+    return State(key, params, visits, env.reset(env_key), jnp.int32(0))
 
 
-def policy(state: State, config: Config, *, deterministic: bool = True) -> Callable[[Key[Array, ""], Array], Array]:
-    """(key, obs) -> action: greedy in the sum of the tables, or epsilon-greedy with epsilon_end."""
+def policy(state: State, config: Config, *, deterministic: bool = True) -> Policy:
+    """Greedy in the sum of the tables, or epsilon-greedy with epsilon_end."""
 
-    def act(key: Key[Array, ""], obs: Array) -> Array:
-        q = state.params[:, obs].sum(0)
-        return epsilon_greedy(key, q[None], 0.0 if deterministic else config.epsilon_end)[0]
+    def act(key: PRNGKey, obs: Array) -> Array:
+        return epsilon_greedy(key, state.params[:, obs].sum(0), 0.0 if deterministic else config.epsilon_end)
 
-    return act
+    return memoryless(act, envs.bind(config).to_units)
 
 
-def td_target(params: Array, table: Array, transition: Transition, gamma: Scalar) -> Array:
+def td_target(params: Array, table: Array, t: Transition, gamma: Scalar) -> Array:
     """y: r + gamma max_a' Q(s', a'); with two tables the one that learns chooses a', the other values it."""
-    next_q = params[:, transition.final_obs]
-    next_value = next_q[0].max() if len(next_q) == 1 else next_q[1 - table, next_q[table].argmax()]
-    return transition.reward + gamma * jnp.where(transition.terminated, 0.0, next_value)
+    chosen = params[table, t.final_obs].argmax(-1)
+    other = 1 - table if len(params) == 2 else table
+    next_value = params[other, t.final_obs, chosen]
+    return t.reward + gamma * jnp.where(t.terminated, 0.0, next_value)
 
 
 def update(state: State, config: Config) -> tuple[State, Metrics]:
     """T steps in the env, each followed by one change of Q."""
-    key, act_key, coin_key = jax.random.split(state.key, 3)
+    env = envs.bind(config)
+    key, step_key, coin_key = jax.random.split(state.key, 3)
     progress = state.updates / config.num_updates
-    fraction = progress / jnp.maximum(config.exploration_fraction, 1e-8)
-    epsilon = optimize.linear_schedule(config.epsilon_start, config.epsilon_end, fraction)
-    learning_rate = config.learning_rate * (1 - progress if config.anneal_learning_rate else 1.0)
-
-    def act(tables: tuple[Array, Array | None], key: Key[Array, ""], obs: Array) -> Array:
-        return epsilon_greedy(key, tables[0][:, obs].sum(0), epsilon)
-
-    def learn(
-        tables: tuple[Array, Array | None], transition: Transition, next_obs: Array, table: Array
-    ) -> tuple[tuple[Array, Array | None], Array]:
-        params, visits = tables
-        transition = jax.tree.map(lambda x: x[0], transition)
-        pair = (table, transition.obs, transition.action)
-        step_size, visits = optimize.visit_step_size(learning_rate, visits, pair, config.visit_power)
-        td_error = td_target(params, table, transition, config.gamma) - params[pair]
-        return (params.at[pair].add(step_size * td_error), visits), jnp.abs(td_error)
-
+    epsilon, learning_rate = schedules.epsilon(progress, config), schedules.learning_rate(progress, config)
     # Which of the tables learns from each step; with one table, always that one.
-    table = jnp.zeros(config.num_steps, jnp.int32)
+    tables = jnp.zeros(config.num_steps, jnp.int32)
     if config.double_q:
-        table = jax.random.bernoulli(coin_key, shape=table.shape).astype(jnp.int32)
-    env_state, (params, visits), td_error, episodes = online(
-        act_key,
-        checks.env(config),
-        checks.env_params(config),
-        state.env_state,
-        (state.params, state.visits),
-        act,
-        learn,
-        config.num_steps,
-        table,
-    )
-    state = State(key, params, visits, env_state, state.updates + 1)
+        tables = jax.random.bernoulli(coin_key, shape=tables.shape).astype(jnp.int32)
+
+    def step(state: State, inputs: tuple[envs.Tick, Array]) -> tuple[State, Any]:
+        (tick, table), q = inputs, state.params
+        action = epsilon_greedy(tick.act_key, q[:, state.env_state.obs].sum(0), epsilon)
+        env_state, t, episodes = env.step(tick, state.env_state, action)
+        pair = (table, t.obs, t.action)
+        td_error = td_target(q, table, t, config.gamma) - q[pair]
+        alpha, visits = optimize.visit_step_size(learning_rate, state.visits, pair, config.visit_power)
+        state = state._replace(params=q.at[pair].add(alpha * td_error), visits=visits, env_state=env_state)
+        return state, (jnp.abs(td_error), episodes)
+
+    inputs = (env.ticks(step_key, config.num_steps), tables)
+    state, (td_error, episodes) = jax.lax.scan(step, state, inputs)
+    state = state._replace(key=key, updates=state.updates + 1)
     return state, {"td_error": td_error.mean(), "epsilon": epsilon} | episodes.metrics()
 
 
-@jax.jit
-def train(key: Key[Array, ""], config: Config) -> Result:
+@jitted
+def train(key: PRNGKey, config: Config) -> Result:
     """A whole training: `num_updates` times `update` from `init`. Pure, so vmap it over keys and traced fields."""
     state, metrics = jax.lax.scan(lambda state, _: update(state, config), init(key, config), length=config.num_updates)
     return Result(state, metrics)

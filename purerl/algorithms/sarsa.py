@@ -4,31 +4,43 @@ The problem left by Q-learning: its target takes the best next action, so its va
 while it learns it walks along the edge of a cliff that exploring pushes it off. SARSA aims at the value of what it will
 really do: its target takes the next action a' that the same epsilon-greedy policy has drawn and that is done next,
 
-    Q(s, a) <- Q(s, a) + alpha [ r + gamma Q(s', a') - Q(s, a) ]     (eq. 6.7)
+    Q(s, a) <- Q(s, a) + alpha [ r + gamma Q(s', a') - Q(s, a) ]                          (eq. 6.7)         -> td_target
 
-hence the name: s, a, r, s', a'. Expected SARSA (eq. 6.9) takes the mean over that policy in place of the draw: the same
+hence the name: s, a, r, s', a'. Expected SARSA takes the mean over that policy in place of the draw: the same
 aim with less noise.
 
-    Q(s, a) <- Q(s, a) + alpha [ r + gamma sum_a' pi(a'|s') Q(s', a') - Q(s, a) ]
+    Q(s, a) <- Q(s, a) + alpha [ r + gamma sum_a' pi(a'|s') Q(s', a') - Q(s, a) ]         (eq. 6.9)         -> td_target
 
 Epsilon falls linearly over the first part of the training; where it stays above 0, the values are those of the
 exploring policy. The step size is constant, or falls linearly to 0, or with the visits n(s, a) of the pair as alpha
-n^-power. A time limit bootstraps from the state it interrupts, with an action drawn there: only `terminated` means that
+n^-power.                                                                                                      -> update
+A time limit bootstraps from the state it interrupts, with an action drawn there: only `terminated` means that
 nothing follows.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from purerl.core import checks, envs, optimize
+from purerl import envs
+from purerl.core import checks, optimize, schedules
 from purerl.core.distributions import epsilon_greedy
-from purerl.core.replay import Transition
-from purerl.core.rollout import online
-from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
+from purerl.core.program import jitted
+from purerl.core.types import (
+    Array,
+    EnvLike,
+    Metrics,
+    Policy,
+    PRNGKey,
+    Result,
+    Scalar,
+    Transition,
+    memoryless,
+    static,
+    traced,
+)
 
 ACTIONS = (envs.Discrete,)
 
@@ -81,7 +93,7 @@ class Config:
 class State(NamedTuple):
     """params: Q(s, a) `[S, A]`. visits: how often each pair was learned from, or None. action: the next one, `[1]`."""
 
-    key: Key[Array, ""]
+    key: PRNGKey
     params: Array
     visits: Array | None
     env_state: envs.EnvState
@@ -89,82 +101,60 @@ class State(NamedTuple):
     updates: Array
 
 
-def init(key: Key[Array, ""], config: Config) -> State:
+def init(key: PRNGKey, config: Config) -> State:
     """A table of the initial value, a fresh episode and its first action."""
+    env = envs.bind(config)
     key, env_key, action_key = jax.random.split(key, 3)
-    obs_space, action_space = checks.spaces(config)
-    assert isinstance(obs_space, envs.Discrete)
-    params = jnp.full((obs_space.n, action_space.n), config.initial_value, jnp.float32)
+    params = jnp.full((env.num_states, env.num_actions), config.initial_value, jnp.float32)
     visits = jnp.zeros(params.shape) if config.count_visits else None
-    env_state = envs.reset(env_key[None], checks.env(config), checks.env_params(config))
+    env_state = env.reset(env_key)
     action = epsilon_greedy(action_key, params[env_state.obs], config.epsilon_start)
     return State(key, params, visits, env_state, action, jnp.int32(0))
 
 
-def policy(state: State, config: Config, *, deterministic: bool = True) -> Callable[[Key[Array, ""], Array], Array]:
-    """(key, obs) -> action: greedy in Q, or epsilon-greedy with epsilon_end."""
+def policy(state: State, config: Config, *, deterministic: bool = True) -> Policy:
+    """Greedy in Q, or epsilon-greedy with epsilon_end."""
 
-    def act(key: Key[Array, ""], obs: Array) -> Array:
-        return epsilon_greedy(key, state.params[obs][None], 0.0 if deterministic else config.epsilon_end)[0]
+    def act(key: PRNGKey, obs: Array) -> Array:
+        return epsilon_greedy(key, state.params[obs], 0.0 if deterministic else config.epsilon_end)
 
-    return act
+    return memoryless(act, envs.bind(config).to_units)
 
 
-def td_target(q: Array, next_action: Array, epsilon: Scalar, transition: Transition, config: Config) -> Array:
-    """y: r + gamma Q(s', a'), or with the mean over the epsilon-greedy policy; q: Q(s', .) `[A]`."""
-    next_value = q[next_action]
+def td_target(q: Array, next_action: Array, epsilon: Scalar, t: Transition, config: Config) -> Array:
+    """y: r + gamma Q(s', a'), or with the mean over the epsilon-greedy policy; q: Q `[S, A]`."""
+    next_value = q[t.final_obs, next_action]
     if config.expected:
-        next_value = epsilon * q.mean() + (1 - epsilon) * q.max()
-    return transition.reward + config.gamma * jnp.where(transition.terminated, 0.0, next_value)
-
-
-class Learner(NamedTuple):
-    """What changes with every step."""
-
-    params: Array
-    visits: Array | None
-    action: Array
+        next_q = q[t.final_obs]
+        next_value = epsilon * next_q.mean(-1) + (1 - epsilon) * next_q.max(-1)
+    return t.reward + config.gamma * jnp.where(t.terminated, 0.0, next_value)
 
 
 def update(state: State, config: Config) -> tuple[State, Metrics]:
     """T steps in the env, each followed by the draw of the next action and one change of Q."""
-    key, step_key, action_key = jax.random.split(state.key, 3)
+    env = envs.bind(config)
+    key, step_key = jax.random.split(state.key)
     progress = state.updates / config.num_updates
-    fraction = progress / jnp.maximum(config.exploration_fraction, 1e-8)
-    epsilon = optimize.linear_schedule(config.epsilon_start, config.epsilon_end, fraction)
-    learning_rate = config.learning_rate * (1 - progress if config.anneal_learning_rate else 1.0)
+    epsilon, learning_rate = schedules.epsilon(progress, config), schedules.learning_rate(progress, config)
 
-    def act(learner: Learner, key: Key[Array, ""], obs: Array) -> Array:
-        return learner.action
-
-    def learn(learner: Learner, transition: Transition, next_obs: Array, key: Key[Array, ""]) -> tuple[Learner, Array]:
-        params, visits, _ = learner
+    def step(state: State, tick: envs.Tick) -> tuple[State, Any]:  # s, a -> r, s', a'
+        env_state, t, episodes = env.step(tick, state.env_state, state.action)
+        q, pair = state.params, (t.obs, t.action)
         # One key for both draws: the same action, unless a new episode begins somewhere else.
-        drawn = epsilon_greedy(key, params[transition.final_obs], epsilon)[0]
-        next_action = epsilon_greedy(key, params[next_obs], epsilon)
-        transition = jax.tree.map(lambda x: x[0], transition)
-        pair = transition.obs, transition.action
-        step_size, visits = optimize.visit_step_size(learning_rate, visits, pair, config.visit_power)
-        td_error = td_target(params[transition.final_obs], drawn, epsilon, transition, config) - params[pair]
-        return Learner(params.at[pair].add(step_size * td_error), visits, next_action), jnp.abs(td_error)
+        drawn, following = (epsilon_greedy(tick.act_key, q[s], epsilon) for s in (t.final_obs, env_state.obs))
+        td_error = td_target(q, drawn, epsilon, t, config) - q[pair]
+        alpha, visits = optimize.visit_step_size(learning_rate, state.visits, pair, config.visit_power)
+        q = q.at[pair].add(alpha * td_error)
+        state = state._replace(params=q, visits=visits, env_state=env_state, action=following)
+        return state, (jnp.abs(td_error), episodes)
 
-    env_state, learner, td_error, episodes = online(
-        step_key,
-        checks.env(config),
-        checks.env_params(config),
-        state.env_state,
-        Learner(state.params, state.visits, state.action),
-        act,
-        learn,
-        config.num_steps,
-        jax.random.split(action_key, config.num_steps),
-    )
-    state = State(key, learner.params, learner.visits, env_state, learner.action, state.updates + 1)
+    state, (td_error, episodes) = jax.lax.scan(step, state, env.ticks(step_key, config.num_steps))
+    state = state._replace(key=key, updates=state.updates + 1)
     return state, {"td_error": td_error.mean(), "epsilon": epsilon} | episodes.metrics()
 
 
-@jax.jit
-def train(key: Key[Array, ""], config: Config) -> Result:
+@jitted
+def train(key: PRNGKey, config: Config) -> Result:
     """A whole training: `num_updates` times `update` from `init`. Pure, so vmap it over keys and traced fields."""
     state, metrics = jax.lax.scan(lambda state, _: update(state, config), init(key, config), length=config.num_updates)
     return Result(state, metrics)

@@ -4,29 +4,53 @@ The problem: what is the best an agent can get from each state, where the model 
 optimal value is the fixed point of the Bellman optimality equation (eq. 4.1), so value iteration makes an assignment of
 it and sweeps over all states until nothing moves (eq. 4.10):
 
-    V(s) <- max_a sum_s' T(s'|s, a) [ R(s, a, s') + gamma V(s') ]
+    V(s) <- max_a sum_s' T(s'|s, a) [ R(s, a, s') + gamma V(s') ]                                               -> sweep
 
 Each sweep brings V closer to V* by at least the factor gamma in the largest error. Once a sweep moves no state by more
-than the tolerance d, V is within d gamma / (1 - gamma) of V*, and the greedy policy is read off the same sums.
+than the tolerance d, V is within d gamma / (1 - gamma) of V*, and the greedy policy is read off the same sums:
+
+    pi(s) = argmax_a sum_s' T(s'|s, a) [ R(s, a, s') + gamma V(s') ]                                   -> greedy_actions
 
 Policy iteration (section 4.3) evaluates the present greedy policy to the end before it improves it: each update costs
-many sweeps, but few are needed. Evaluation sweeps with the policy's own action in place of the maximum (eq. 4.5).
+many sweeps, but few are needed. Evaluation sweeps with the policy's own action a = pi(s) in place of the maximum
+(eq. 4.5):
 
-Departures: all states are swept at once from the old V, not in place. Policy evaluation stops at the tolerance, or
-after max_sweeps sweeps.
+    V(s) <- sum_s' T(s'|s, a) [ R(s, a, s') + gamma V(s') ]                                           -> evaluate_greedy
+
+Departures from the book:
+    all states are swept at once from the old V, not in place (sweep)
+    policy evaluation stops at the tolerance, or after max_sweeps sweeps (evaluate_greedy)
+    of actions that are equally good, one that leads to an end is taken: at gamma = 1 a step on the spot is worth as
+      much as the way out, but whoever always takes it gets nothing (greedy_actions)
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
-from purerl.core import checks, envs, mdp
-from purerl.core.types import Array, EnvLike, Key, Metrics, Result, Scalar, static, traced
+from purerl import envs
+from purerl.core import checks
+from purerl.core.distributions import at_action
+from purerl.core.program import jitted
+from purerl.core.types import (
+    Array,
+    EnvLike,
+    Metrics,
+    Policy,
+    PRNGKey,
+    Result,
+    Scalar,
+    memoryless,
+    static,
+    traced,
+)
+from purerl.envs.mdp.model import approach, expected_reward, expected_value
 
 ACTIONS = (envs.Discrete,)
+
+_ROUNDING = 1e-6  # of a value, some ten times what float32 rounds away
 
 
 @struct.dataclass
@@ -46,7 +70,7 @@ class Config:
 
     def __post_init__(self) -> None:
         checks.check(self, ACTIONS)
-        mdp.check_solvable(self)
+        checks.solvable(self)
 
     @property
     def num_updates(self) -> int:
@@ -61,34 +85,42 @@ class Config:
 class State(NamedTuple):
     """params: V(s) `[S]`. residual: the largest change in the last sweep. sweeps: how many were made."""
 
-    key: Key[Array, ""]
+    key: PRNGKey
     params: Array
     residual: Array
     sweeps: Array
     updates: Array
 
 
-def init(key: Key[Array, ""], config: Config) -> State:
+def init(key: PRNGKey, config: Config) -> State:
     """V = 0 everywhere; nothing is random."""
-    num_states = checks.env_params(config).num_states
+    num_states = envs.bind(config).params.num_states
     return State(key, jnp.zeros(num_states), jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0))
 
 
 def q_values(value: Array, config: Config) -> Array:
     """Q(s, a) = r(s, a) + gamma sum_s' T(s'|s, a) V(s') `[S, A]`."""
-    model = checks.env_params(config)
-    q = mdp.expected_reward(model) + config.gamma * mdp.expected_value(model, value)
+    model = envs.bind(config).params
+    q = expected_reward(model) + config.gamma * expected_value(model, value)
     return jnp.where(model.terminal[:, None], 0.0, q)
 
 
-def policy(state: State, config: Config, *, deterministic: bool = True) -> Callable[[Key[Array, ""], Array], Array]:
-    """(key, obs) -> action: greedy in Q(s, .), whether deterministic or not."""
-    actions = q_values(state.params, config).argmax(-1)
+def policy(state: State, config: Config, *, deterministic: bool = True) -> Policy:
+    """Greedy in Q(s, .), whether deterministic or not."""
+    actions = greedy_actions(state.params, config)
 
-    def act(key: Key[Array, ""], obs: Array) -> Array:
+    def act(key: PRNGKey, obs: Array) -> Array:
         return actions[obs]
 
-    return act
+    return memoryless(act, envs.bind(config).to_units)
+
+
+def greedy_actions(value: Array, config: Config) -> Array:
+    """pi(s) `[S]`: argmax_a Q(s, a); of actions equal but for rounding, the one that best approaches an end."""
+    q = q_values(value, config)
+    best = q.max(-1, keepdims=True)
+    equal = q >= best - _ROUNDING * jnp.abs(best)
+    return approach(envs.bind(config).params, equal).argmax(-1)
 
 
 def sweep(value: Array, config: Config) -> Array:
@@ -98,7 +130,7 @@ def sweep(value: Array, config: Config) -> Array:
 
 def evaluate_greedy(value: Array, config: Config) -> tuple[Array, Array]:
     """The value `[S]` of the policy that is greedy in `value`, and how many sweeps it took."""
-    actions = q_values(value, config).argmax(-1)[:, None]
+    actions = greedy_actions(value, config)
 
     def go_on(carry: tuple[Array, Array, Array]) -> Array:
         _, residual, sweeps = carry
@@ -106,7 +138,7 @@ def evaluate_greedy(value: Array, config: Config) -> tuple[Array, Array]:
 
     def evaluate(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         value, _, sweeps = carry
-        new = jnp.take_along_axis(q_values(value, config), actions, axis=-1)[:, 0]
+        new = at_action(q_values(value, config), actions)
         return new, jnp.abs(new - value).max(), sweeps + 1
 
     value, _, sweeps = jax.lax.while_loop(go_on, evaluate, (value, jnp.float32(jnp.inf), jnp.int32(0)))
@@ -124,12 +156,12 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     solved = state.residual <= config.tolerance
     state = jax.tree.map(lambda old, new: jnp.where(solved, old, new), state, moved)
     state = state._replace(updates=state.updates + 1)
-    start_value = checks.env_params(config).start @ state.params
+    start_value = jnp.matmul(envs.bind(config).params.start, state.params, precision="highest")
     return state, {"residual": state.residual, "start_value": start_value, "sweeps": state.sweeps}
 
 
-@jax.jit
-def train(key: Key[Array, ""], config: Config) -> Result:
+@jitted
+def train(key: PRNGKey, config: Config) -> Result:
     """Updates until the residual is within the tolerance. Pure, so vmap it over MDPs and traced fields.
 
     The metrics keep their last value from there on, so they are as long as `num_updates` in any case.

@@ -4,55 +4,23 @@ import math
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from purerl.core import envs
+from purerl import envs
 from purerl.core.types import validate
-
-
-def env(config: Any) -> envs.Env:
-    """The environment that `config.env` names."""
-    return envs.make(config.env)
-
-
-def env_params(config: Any) -> Any:
-    """`config.env_params`, or the environment's defaults where it is None.
-
-    Raises ValueError where a leaf has one value for each env, but not as many as there are. The Config itself cannot
-    say so, since Configs stacked for vmap have a leading axis of their own.
-    """
-    environment = env(config)
-    if config.env_params is None:
-        return environment.default_params
-    num_envs = getattr(config, "num_envs", 1)
-    for leaf, own in zip(jax.tree.leaves(config.env_params), jax.tree.leaves(environment.default_params), strict=True):
-        if jnp.ndim(leaf) == jnp.ndim(own) + 1 and jnp.shape(leaf)[0] != num_envs:
-            raise ValueError(
-                f"env_params has a leaf of shape {jnp.shape(leaf)}: a leading axis gives each env its own value, so it "
-                f"must be num_envs = {num_envs} long."
-            )
-    return config.env_params
-
-
-def spaces(config: Any) -> tuple[envs.Space, Any]:
-    """Observation and action space; where each env has its own params, those of the first one."""
-    environment, params = env(config), env_params(config)
-    first = jax.tree.map(
-        lambda leaf, axis: leaf if axis < 0 else leaf[0], params, envs.params_axes(environment, params, shared=-1)
-    )
-    return environment.observation_space(first), environment.action_space(first)
+from purerl.envs import params
 
 
 def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> None:
-    """Every field against its declaration, the env against what the algorithm can act on.
+    """Every field against its declaration, the env against what the algorithm can act on; completes env_params.
 
     actions: the action spaces that the algorithm handles. tabular: it keeps a table, so observations must be numbers.
+    A dictionary in env_params becomes the env's params with those changes.
     Raises TypeError or ValueError with one sentence that names the field.
     """
     validate(config)
     algorithm = type(config).__module__.split(".")[-1]
-    environment = env(config)
+    environment = envs.make(config.env)
     with jax.ensure_compile_time_eval():
         space = environment.action_space(environment.default_params)
     if not isinstance(space, actions):
@@ -66,11 +34,8 @@ def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> N
             f"{environment.observation_space(environment.default_params)}. Use linear_q with tile, fourier or raw "
             "features, or dqn."
         )
-    if config.env_params is None:
-        return
-    given, default = (jax.tree.structure(params) for params in (config.env_params, environment.default_params))
-    if given != default:
-        raise ValueError(f"env_params must be made like the defaults of {config.env}, {default}, but is {given}.")
+    if config.env_params is not None:
+        object.__setattr__(config, "env_params", params.complete(environment, config.env_params, config.env))
 
 
 def probabilities(config: Any, field: str) -> None:
@@ -84,7 +49,7 @@ def probabilities(config: Any, field: str) -> None:
         raise TypeError(f"{field} must be an array, but is a {type(value).__name__}: wrap it in jnp.array.")
     if isinstance(value, jax.core.Tracer) or not isinstance(value, np.ndarray | jax.Array):
         return
-    environment = env(config)
+    environment = envs.make(config.env)
     obs_space, action_space = (
         space(environment.default_params) for space in (environment.observation_space, environment.action_space)
     )
@@ -100,7 +65,7 @@ def probabilities(config: Any, field: str) -> None:
 
 def observed_size(config: Any) -> int:
     """D, how many numbers an observation has. Raises ValueError where it is the number of a state."""
-    space = env(config).observation_space(env(config).default_params)
+    space = _obs_space(config)
     if isinstance(space, envs.Discrete):
         raise ValueError(
             f"The observations of {config.env} are numbers of states, of which {config.features} features make no "
@@ -117,7 +82,7 @@ def bounded(config: Any, low_field: str, high_field: str) -> tuple[np.ndarray, n
     missing or not finite, and where low is not below high.
     """
     with jax.ensure_compile_time_eval():
-        size, space = observed_size(config), env(config).observation_space(env(config).default_params)
+        size, space = observed_size(config), _obs_space(config)
         assert isinstance(space, envs.Box)
         for field in (low_field, high_field):
             if any(not isinstance(entry, int | float) for entry in getattr(config, field)):
@@ -147,6 +112,39 @@ def bounded(config: Any, low_field: str, high_field: str) -> tuple[np.ndarray, n
     return low, high
 
 
+def solvable(config: Any) -> None:
+    """Raises TypeError where config.env is not `Tabular`, and ValueError where gamma is 1 and a state never terminates.
+
+    Values may then have no bound, and sweeps no end. A gamma that is an array passes, and so do MDPs that are traced or
+    stacked for vmap: their values may not exist yet.
+    """
+    env, gamma = envs.make(config.env), config.gamma
+    if not isinstance(env, envs.Tabular):
+        raise TypeError(
+            f"{config.env} shows no transition probabilities to plan with: name an env that begins with mdp/, make one "
+            "by mdp.Tabular(MDP(...)), or learn from samples with q_learning."
+        )
+    mdp = env.default_params if config.env_params is None else config.env_params
+    stacked = np.ndim(mdp.probability) != 3
+    if not isinstance(gamma, int | float) or gamma != 1 or stacked or any(isinstance(x, jax.core.Tracer) for x in mdp):
+        return
+    S, A, K = np.shape(mdp.probability)
+    following = np.broadcast_to(np.arange(S), (S, A, K)) if mdp.successor is None else np.asarray(mdp.successor)
+    possible, ends = np.asarray(mdp.probability) > 0, np.asarray(mdp.terminal)
+    while (more := ends | (possible & ends[following]).any((1, 2))).sum() > ends.sum():
+        ends = more
+    if not ends.all():
+        raise ValueError(
+            f"gamma = 1 needs an end within reach of every state, but state {int(np.argmin(ends))} never terminates, "
+            "whatever is done: its value may be infinite. Take gamma < 1, or add a terminal state."
+        )
+
+
+def _obs_space(config: Any) -> envs.Space:
+    environment = envs.make(config.env)
+    return environment.observation_space(environment.default_params)
+
+
 def action_kinds(actions: tuple[type, ...]) -> str:
     """Action spaces in words: "discrete", "continuous", or both."""
     return " and ".join({envs.Discrete: "discrete", envs.Box: "continuous"}[kind] for kind in actions)
@@ -172,14 +170,14 @@ def replay_fits(config: Any, n_step: int = 1) -> None:
 
     n_step: steps in a row that the algorithm samples; the prefill must hold as many of each env.
     """
-    if n_step * config.num_envs > config.env_steps(0):
+    if n_step * config.num_envs > config.prefill_steps:
         raise ValueError(
             f"learning_starts = {config.learning_starts} is smaller than n_step * num_envs = "
             f"{n_step * config.num_envs}, the least that {n_step}-step returns can be drawn from."
         )
     needs = {
         "batch_size": config.batch_size,
-        "learning_starts (rounded up to whole steps of num_envs)": config.env_steps(0),
+        "learning_starts (rounded up to whole steps of num_envs)": config.prefill_steps,
         "num_envs * num_steps": config.num_envs * config.num_steps,
     }
     for name, value in needs.items():

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from purerl.core.types import Scalar
+from purerl.core.types import PRNGKey, Scalar
 
 _LOG_2PI = 1.8378770664093453
 _LOG_2 = 0.6931471805599453
@@ -17,14 +17,14 @@ class Categorical(NamedTuple):
 
     logits: Float[Array, "*batch A"]
 
-    def sample(self, key: Key[Array, ""]) -> Int[Array, "*batch"]:
+    def sample(self, key: PRNGKey) -> Int[Array, "*batch"]:
         return jax.random.categorical(key, self.logits)
 
     def mode(self) -> Int[Array, "*batch"]:
         return self.logits.argmax(-1)
 
     def log_prob(self, action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-        return jnp.take_along_axis(jax.nn.log_softmax(self.logits), action[..., None], axis=-1)[..., 0]
+        return at_action(jax.nn.log_softmax(self.logits), action)
 
     def entropy(self) -> Float[Array, "*batch"]:
         """In nats."""
@@ -37,12 +37,12 @@ class Categorical(NamedTuple):
 
 
 class Gaussian(NamedTuple):
-    """Independent normals over D dimensions: mean and log standard deviation `[..., D]`, which broadcast."""
+    """Independent normals over D dimensions: mean `[..., D]`, log standard deviation the same or `[D]` for all."""
 
     mean: Float[Array, "*batch D"]
     log_std: Float[Array, "*#batch D"]
 
-    def sample(self, key: Key[Array, ""]) -> Float[Array, "*batch D"]:
+    def sample(self, key: PRNGKey) -> Float[Array, "*batch D"]:
         noise = jax.random.normal(key, self.mean.shape)
         return self.mean + jnp.exp(self._log_std) * noise
 
@@ -82,10 +82,10 @@ class TanhGaussian(NamedTuple):
     def base(self) -> Gaussian:
         return Gaussian(self.mean, self.log_std)
 
-    def sample(self, key: Key[Array, ""]) -> Float[Array, "*batch D"]:
+    def sample(self, key: PRNGKey) -> Float[Array, "*batch D"]:
         return jnp.tanh(self.base.sample(key))
 
-    def sample_and_log_prob(self, key: Key[Array, ""]) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
+    def sample_and_log_prob(self, key: PRNGKey) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
         """An action and its log density, without inverting the tanh."""
         u = self.base.sample(key)
         return jnp.tanh(u), self._log_prob_of(u)
@@ -104,10 +104,15 @@ class TanhGaussian(NamedTuple):
         return self.base.log_prob(u) - log_det.sum(-1)
 
 
-def epsilon_greedy(key: Key[Array, ""], q: Float[Array, "B A"], epsilon: Scalar) -> Int[Array, " B"]:
-    """argmax_a q `[B, A]`, but with probability epsilon a uniform action; `[B]`."""
-    batch, num_actions = q.shape
-    draw = jax.random.uniform(key, (batch,))
+def epsilon_greedy(key: PRNGKey, q: Float[Array, "*batch A"], epsilon: Scalar) -> Int[Array, "*batch"]:
+    """argmax_a q `[..., A]`, but with probability epsilon a uniform action; `[...]`."""
+    num_actions = q.shape[-1]
+    draw = jax.random.uniform(key, q.shape[:-1])
     # Below epsilon the draw is uniform on [0, epsilon), so it can also say which action: one draw, not two.
     random_action = jnp.minimum(draw / jnp.maximum(epsilon, 1e-8) * num_actions, num_actions - 1).astype(jnp.int32)
     return jnp.where(draw < epsilon, random_action, q.argmax(-1))
+
+
+def at_action(q: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Q(s, a) `[...]` of the given actions, from Q(s, .) `[..., A]`."""
+    return jnp.take_along_axis(q, action[..., None], axis=-1)[..., 0]

@@ -1,29 +1,70 @@
 """Network bodies. Layers are few and plain; what makes an algorithm stands in the algorithm's own file."""
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
-from purerl.core.envs import Discrete, Space
+from purerl.core.types import PRNGKey
+from purerl.envs.spaces import Discrete, Space
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"tanh": jnp.tanh, "relu": nn.relu, "swish": nn.swish, "elu": nn.elu}
+ACTIVATIONS = (
+    "celu",
+    "elu",
+    "gelu",
+    "leaky_relu",
+    "relu",
+    "relu6",
+    "selu",
+    "sigmoid",
+    "silu",
+    "soft_sign",
+    "softplus",
+    "swish",
+    "tanh",
+)
 
 
-def init(key: Key[Array, ""], *networks: tuple[nn.Module, Any]) -> tuple[Any, ...]:
-    """Parameters of each (network, its inputs) pair; every kernel is a random orthogonal matrix times its own scale.
+def make(
+    own: Any,
+    obs_space: Space,
+    num_outputs: int,
+    hidden_sizes: tuple[int, ...],
+    activation: str,
+    *,
+    head_scale: float = 1.0,
+    layer_norm: bool = False,
+) -> "Network":
+    """The network that a Config describes, or the user's own in its place.
 
-    Draws all networks at once, because XLA takes longer to compile a draw than a layer; flax's `Network.init` alone
-    would fill each kernel with nothing but its scale.
+    own: None; a flax module, from encoded observations `[*batch, ...]` to `[*batch, num_outputs]`; or a function of
+    num_outputs that gives one.
     """
-    return orthogonal(key, tuple(network.init(key, inputs) for network, inputs in networks))
+    rank = 1 if isinstance(obs_space, Discrete) else len(obs_space.shape)
+    layers = Layers(hidden_sizes, activation, num_outputs, rank, head_scale, layer_norm)
+    body = layers if own is None else own if isinstance(own, nn.Module) else own(num_outputs)
+    return Network(obs_space, body)
 
 
-def orthogonal(key: Key[Array, ""], params: Any) -> Any:
+def init(key: PRNGKey, *networks: "Network") -> tuple[Any, ...]:
+    """Parameters of each network. Every kernel of `Layers` is a random orthogonal matrix times its own scale.
+
+    Draws all of these at once, because XLA takes longer to compile a draw than a layer. A network of the user's own
+    keeps what its initialisers drew.
+    """
+    plain = [isinstance(network.body, Layers) for network in networks]
+    params = []
+    for i, network in enumerate(networks):
+        obs = jnp.zeros((1, *network.obs_space.shape), network.obs_space.dtype)
+        params.append(network.init(key if plain[i] else jax.random.fold_in(key, i), obs))
+    drawn = iter(orthogonal(key, [x for x, is_plain in zip(params, plain, strict=True) if is_plain]))
+    return tuple(next(drawn) if is_plain else x for x, is_plain in zip(params, plain, strict=True))
+
+
+def orthogonal(key: PRNGKey, params: Any) -> Any:
     """Random orthogonal kernels: of each matrix in a tree, an orthonormal one times the scale that fills it.
 
     Orthonormal are its columns, or its rows where it is wide. Leaves that are no matrices (biases, norms) stay.
@@ -47,53 +88,65 @@ def orthogonal(key: Key[Array, ""], params: Any) -> Any:
 
 
 def encode(obs: Array, space: Space) -> Float[Array, "*batch_and_features"]:
-    """Observations as a network reads them: integers one-hot, bytes divided by 255, bits as 0 and 1."""
+    """Observations as a network reads them: integers one-hot, bytes divided by 255, bits as 0 and 1; floats stay."""
+    if jnp.issubdtype(obs.dtype, jnp.floating):
+        return obs
     if isinstance(space, Discrete):
         return jax.nn.one_hot(obs, space.n)
     return obs.astype(jnp.float32) / (255.0 if space.dtype == jnp.uint8 else 1.0)
 
 
 class Network(nn.Module):
-    """A body chosen by the observation's rank, and a linear head.
+    """A body that reads observations of obs_space, encoded: `[*batch, ...]` to `[*batch, num_outputs]`."""
 
-    Images `[batch, height, width, channels]` go through one 3 x 3 convolution of 16 channels (the network of the
+    obs_space: Space
+    body: nn.Module
+
+    def __call__(self, obs: Array) -> Float[Array, "*batch out"]:
+        return self.body(encode(obs, self.obs_space))
+
+
+class Layers(nn.Module):
+    """Hidden layers and a linear head.
+
+    Images `[*batch, height, width, channels]` go through one 3 x 3 convolution of 16 channels (the network of the
     MinAtar paper, arXiv:1903.03176) and then the hidden layers; everything else is flattened into the hidden layers.
 
-    num_outputs: size of the head. head_scale: scale of the head's orthogonal initialisation. layer_norm: normalise the
-    features of each layer, of an image at every place, before the nonlinearity.
-    Input `[batch, ...]`, encoded; output `[batch, num_outputs]`.
-    Made by `networks.init`.
+    rank: axes of one encoded observation. num_outputs: size of the head. head_scale: scale of the head's orthogonal
+    initialisation. layer_norm: normalise the features of each layer, of an image at every place, before the
+    nonlinearity.
     """
 
     hidden_sizes: tuple[int, ...]
     activation: str
     num_outputs: int
+    rank: int = 1
     head_scale: float = 1.0
     layer_norm: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch ..."]) -> Float[Array, "batch out"]:
-        activation, batch = ACTIVATIONS[self.activation], x.shape[0]
-        scaled = nn.initializers.constant
+    def __call__(self, x: Float[Array, "*batch_and_features"]) -> Float[Array, "*batch out"]:
+        activation, scaled = getattr(nn, self.activation), nn.initializers.constant  # `networks.init` draws the kernels
 
         def layer(x: Array, size: int, name: str | None = None) -> Array:
             x = nn.Dense(size, kernel_init=scaled(2**0.5), name=name)(x)
             return activation(nn.LayerNorm()(x) if self.layer_norm else x)
 
-        if x.ndim == 4:
+        batch = x.shape[: x.ndim - self.rank]
+        if self.rank == 3:
             x = layer(patches(x), 16, "Conv")
-        x = x.reshape(batch, -1)
+        x = x.reshape(*batch, -1)
         for size in self.hidden_sizes:
             x = layer(x, size)
         return nn.Dense(self.num_outputs, kernel_init=scaled(self.head_scale))(x)
 
 
-def patches(images: Float[Array, "batch height width channels"]) -> Float[Array, "patch pixels"]:
-    """All 3 x 3 patches as rows `[batch * (height - 2) * (width - 2), 9 * channels]`.
+def patches(images: Float[Array, "*batch height width channels"]) -> Float[Array, "*batch rows columns pixels"]:
+    """All 3 x 3 patches, `[*batch, height - 2, width - 2, 9 * channels]`.
 
     A dense layer on them is a convolution without padding whose gradient is a plain matrix product, for which CPUs have
     fast kernels; XLA's convolution of so few channels has none there.
     """
-    height, width = images.shape[1] - 2, images.shape[2] - 2
-    shifted = [images[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
-    return jnp.concatenate(shifted, axis=-1).reshape(-1, 9 * images.shape[3])
+    height, width = images.shape[-3] - 2, images.shape[-2] - 2
+    shifted = [images[..., i : i + height, j : j + width, :] for i in range(3) for j in range(3)]
+    return jnp.concatenate(shifted, axis=-1)

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from purerl.core.types import Scalar
+from purerl.core.types import Scalar, Transition
 
 
 class RunningStats(NamedTuple):
@@ -22,11 +22,14 @@ def init_stats(shape: tuple[int, ...]) -> RunningStats:
     return RunningStats(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
 
 
-def update_stats(stats: RunningStats, batch: Float[Array, "*batch_and_item"]) -> RunningStats:
+def update_stats(stats: RunningStats | None, batch: Float[Array, "*batch_and_item"]) -> RunningStats | None:
     """Takes a batch with any number of leading axes into account, in one pass and without cancellation.
 
-    Source: Chan, Golub and LeVeque (1979), the parallel form of Welford's algorithm.
+    Without stats there are none to update. Source: Chan, Golub and LeVeque (1979), the parallel form of Welford's
+    algorithm.
     """
+    if stats is None:
+        return None
     batch = batch.reshape(-1, *stats.mean.shape).astype(jnp.float32)
     num = batch.shape[0]
     count = stats.num + num
@@ -36,8 +39,10 @@ def update_stats(stats: RunningStats, batch: Float[Array, "*batch_and_item"]) ->
     return RunningStats(mean, squares / count, count)
 
 
-def normalize(stats: RunningStats, x: Float[Array, "*shape"], limit: float = 10.0) -> Float[Array, "*shape"]:
-    """(x - mean) / std, clipped to [-limit, limit]; leading axes of x are batch axes."""
+def normalize(stats: RunningStats | None, x: Float[Array, "*shape"], limit: float = 10.0) -> Float[Array, "*shape"]:
+    """(x - mean) / std, clipped to [-limit, limit]; leading axes of x are batch axes. Without stats, x itself."""
+    if stats is None:
+        return x
     mean, std = (jnp.broadcast_to(value, x.shape) for value in (stats.mean, jnp.sqrt(stats.var + 1e-8)))
     return jnp.clip((x - mean) / std, -limit, limit)
 
@@ -57,16 +62,20 @@ def init_reward_scale(num_envs: int) -> RewardScale:
     return RewardScale(init_stats(()), jnp.zeros(num_envs))
 
 
-def scale_reward(
-    scale: RewardScale, reward: Float[Array, "T N"], done: Bool[Array, "T N"], gamma: Scalar
-) -> tuple[RewardScale, Float[Array, "T N"]]:
-    """Takes T steps into account and returns the rewards divided by the standard deviation, the mean kept."""
+def scale_reward(scale: RewardScale | None, steps: Transition, gamma: Scalar) -> tuple[RewardScale | None, Transition]:
+    """Takes T steps into account and returns them with rewards divided by the standard deviation, the mean kept.
+
+    steps: `[T, N]`. Without a scale they stay as they are.
+    """
+    if scale is None:
+        return None, steps
 
     def forward(total: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
         reward, done = step
         total = gamma * total + reward
         return jnp.where(done, 0.0, total), total
 
-    discounted, totals = jax.lax.scan(forward, scale.discounted, (reward, done))
+    discounted, totals = jax.lax.scan(forward, scale.discounted, (steps.reward, steps.done))
     stats = update_stats(scale.stats, totals)
-    return RewardScale(stats, discounted), reward / jnp.sqrt(stats.var + 1e-8)
+    assert stats is not None
+    return RewardScale(stats, discounted), steps._replace(reward=steps.reward / jnp.sqrt(stats.var + 1e-8))

@@ -1,13 +1,13 @@
-"""Optimisers and schedules, rebuilt from the Config at every use so that a traced learning rate stays traced."""
+"""Optimisers and step sizes, rebuilt from the Config at every use so that a traced learning rate stays traced."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Int
 
-from purerl.core.types import Scalar
+from purerl.core.types import PRNGKey, Scalar
 
 
 def adam(learning_rate: Scalar, max_grad_norm: Scalar, eps: float = 1e-5) -> optax.GradientTransformation:
@@ -29,12 +29,7 @@ def visit_step_size(
     return learning_rate * visits[index] ** -power, visits
 
 
-def linear_schedule(start: Scalar, end: Scalar, fraction: Scalar) -> Array:
-    """From start at fraction 0 to end at fraction 1 and after."""
-    return start + (end - start) * jnp.clip(fraction, 0.0, 1.0)
-
-
-def shuffled_indices(key: Key[Array, ""], size: int, num_epochs: int, num_minibatches: int) -> Int[Array, "E_M batch"]:
+def shuffled_indices(key: PRNGKey, size: int, num_epochs: int, num_minibatches: int) -> Int[Array, "E_M batch"]:
     """For each epoch a permutation of 0 .. size-1 cut into minibatches: `[epochs * minibatches, size / minibatches]`.
 
     The index rides in the low bits of a random word, so that one sort of plain words shuffles: on CPU a quarter of the

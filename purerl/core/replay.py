@@ -9,30 +9,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key, UInt32
+from jaxtyping import Array, Int, UInt32
 
-from purerl.core.envs import Space
-
-
-class Transition(NamedTuple):
-    """One step of one environment; a batch of them has axes `[B, ...]`, a trajectory of N environments `[T, N, ...]`.
-
-    action: what the policy drew; continuous actions live in the unit box (`Box.from_unit` scales them for the env).
-    terminated: nothing follows. truncated: the episode was cut, but the value of final_obs counts as ever.
-    final_obs: the observation that the action led to, before any reset.
-    """
-
-    obs: Array
-    action: Array
-    reward: Float[Array, "*B"]
-    terminated: Bool[Array, "*B"]
-    truncated: Bool[Array, "*B"]
-    final_obs: Array
-
-    @property
-    def done(self) -> Bool[Array, "*B"]:
-        """terminated or truncated: where recursions over time are cut."""
-        return self.terminated | self.truncated
+from purerl.core.types import PRNGKey
 
 
 class Replay(NamedTuple):
@@ -41,13 +20,6 @@ class Replay(NamedTuple):
     rows: UInt32[Array, "capacity words"]
     position: Int[Array, ""]
     size: Int[Array, ""]
-
-
-def example(obs_space: Space, action_space: Space) -> Transition:
-    """Shapes and dtypes of one transition between these spaces, without batch axis."""
-    shaped: Any = jax.ShapeDtypeStruct
-    obs, action = (shaped(space.shape, space.dtype) for space in (obs_space, action_space))
-    return Transition(obs, action, shaped((), "float32"), shaped((), "bool"), shaped((), "bool"), obs)
 
 
 def num_words(example: Any) -> int:
@@ -72,14 +44,12 @@ def add(replay: Replay, batch: Any) -> Replay:
     )
 
 
-def sample(key: Key[Array, ""], replay: Replay, batch_size: int, example: Any) -> Any:
+def sample(key: PRNGKey, replay: Replay, batch_size: int, example: Any) -> Any:
     """batch_size transitions drawn uniformly with replacement, `[batch_size, ...]`. The memory must not be empty."""
     return jax.tree.map(lambda x: x[0], sample_sequences(key, replay, batch_size, example, 1, 1))
 
 
-def sample_sequences(
-    key: Key[Array, ""], replay: Replay, batch_size: int, example: Any, length: int, num_envs: int
-) -> Any:
+def sample_sequences(key: PRNGKey, replay: Replay, batch_size: int, example: Any, length: int, num_envs: int) -> Any:
     """Each transition drawn with those that followed it in its environment, `[length, batch_size, ...]`.
 
     num_envs: environments that take turns in the rows. A sequence may run on into the next episode. The memory must

@@ -2,52 +2,28 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from purerl.core.replay import Transition
-from purerl.core.types import Scalar
-
-
-def discounted_returns(
-    reward: Float[Array, "T *batch"],
-    done: Bool[Array, "T *batch"],
-    bootstrap: Float[Array, "T *batch"],
-    gamma: Scalar,
-) -> Float[Array, "T *batch"]:
-    r"""G_t = r_t + gamma G_{t+1}, and where the episode or the trajectory ends after t, r_t + gamma bootstrap_t.
-
-    bootstrap: the value of what followed step t: 0 where the episode terminated, V(final_obs) where it was truncated.
-    Source: Sutton and Barto (2018), eq. 3.9.
-    """
-    cut = done.at[-1].set(True)
-
-    def backward(next_return: Array, step: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        reward, cut, bootstrap = step
-        value = reward + gamma * jnp.where(cut, bootstrap, next_return)
-        return value, value
-
-    return jax.lax.scan(backward, jnp.zeros_like(reward[0]), (reward, cut, bootstrap), reverse=True)[1]
+from purerl.core.types import Scalar, Transition
 
 
 def lambda_returns(
-    reward: Float[Array, "T *batch"],
-    next_value: Float[Array, "T *batch"],
-    terminated: Bool[Array, "T *batch"],
-    truncated: Bool[Array, "T *batch"],
-    gamma: Scalar,
-    td_lambda: Scalar,
+    steps: Transition, next_value: Float[Array, "T *batch"], gamma: Scalar, td_lambda: Scalar
 ) -> Float[Array, "T *batch"]:
     r"""The mean of all n-step returns: each weighs (1 - lambda) lambda^(n-1), the longest one all the rest.
 
     G_t = r_t + gamma (1 - terminated_t) [ (1 - lambda) V(final_obs_t) + lambda G_{t+1} ]
 
     next_value: V(final_obs), or the value of the best action there; gamma, td_lambda in [0, 1]. V(final_obs) stands for
-    the whole bracket where a time limit cuts the episode, and at the end of the trajectory.
+    the whole bracket where a time limit cuts the episode, and at the end of the trajectory. With lambda = 1 it is the
+    discounted return, eq. 3.9.
     Source: Sutton and Barto (2018), eq. 12.18, with a constant lambda.
     """
-    cut = truncated.at[-1].set(True)
+    chex.assert_equal_shape((steps.reward, next_value))
+    cut = steps.truncated.at[-1].set(True)
 
     def backward(next_return: Array, step: tuple[Array, Array, Array, Array]) -> tuple[Array, Array]:
         reward, next_value, terminated, cut = step
@@ -55,8 +31,8 @@ def lambda_returns(
         value = reward + gamma * jnp.where(terminated, 0.0, ahead)
         return value, value
 
-    steps = (reward, next_value, terminated, cut)
-    return jax.lax.scan(backward, jnp.zeros_like(reward[0]), steps, reverse=True)[1]
+    inputs = (steps.reward, next_value, steps.terminated, cut)
+    return jax.lax.scan(backward, jnp.zeros_like(next_value[0]), inputs, reverse=True)[1]
 
 
 def n_step(sequence: Transition, gamma: Scalar) -> tuple[Transition, Float[Array, "*batch"]]:
@@ -76,11 +52,9 @@ def n_step(sequence: Transition, gamma: Scalar) -> tuple[Transition, Float[Array
 
 
 def gae(
-    reward: Float[Array, "T *batch"],
+    steps: Transition,
     value: Float[Array, "T *batch"],
     next_value: Float[Array, "T *batch"],
-    terminated: Bool[Array, "T *batch"],
-    truncated: Bool[Array, "T *batch"],
     gamma: Scalar,
     gae_lambda: Scalar,
 ) -> Float[Array, "T *batch"]:
@@ -93,8 +67,9 @@ def gae(
     A time limit cuts the sum but not the bootstrap: the state that followed had a value.
     Source: Schulman et al. (2016), arXiv:1506.02438, eq. 11-16.
     """
-    delta = reward + gamma * jnp.where(terminated, 0.0, next_value) - value
-    decay = gamma * gae_lambda * ~(terminated | truncated)
+    chex.assert_equal_shape((steps.reward, value, next_value))
+    delta = steps.reward + gamma * jnp.where(steps.terminated, 0.0, next_value) - value
+    decay = gamma * gae_lambda * ~steps.done
 
     def backward(next_advantage: Array, step: tuple[Array, Array]) -> tuple[Array, Array]:
         delta, decay = step

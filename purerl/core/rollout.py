@@ -1,104 +1,67 @@
-"""Acting in N environments for T steps."""
+"""Acting: for T steps in N environments, or for whole episodes."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
-from purerl.core import envs
-from purerl.core.replay import Transition
-from purerl.core.types import Metrics
-
-_SMALL_STATE_BYTES = 1024  # CartPole's state has 20 bytes, Breakout-MinAtar's 430, a Brax ant's 2,300
-
-
-class Episodes(NamedTuple):
-    """Account of the episodes that ended: sums over them, never one entry each, so its size is that of one number."""
-
-    num: Int[Array, "*batch"]
-    return_sum: Float[Array, "*batch"]
-    length_sum: Int[Array, "*batch"]
-
-    def metrics(self) -> Metrics:
-        """Number, mean return and mean length, over all leading axes. The means are NaN where no episode ended."""
-        count, return_sum, length_sum = (x.sum() for x in self)
-        return {"episodes": count, "episode_return": return_sum / count, "episode_length": length_sum / count}
+from purerl.core.types import Episodes, Policy, PRNGKey, Transition
+from purerl.envs import BoundEnv, EnvState
 
 
 def unroll(
-    key: Key[Array, ""],
-    env: envs.Env,
-    params: Any,
-    env_state: envs.EnvState,
-    act: Callable[[Key[Array, ""], Array], Array],
-    num_steps: int,
-) -> tuple[envs.EnvState, Transition, Episodes]:
-    """Acts for T = num_steps steps from env_state: the trajectory `[T, N, ...]`, and the account of its episodes.
+    key: PRNGKey, env: BoundEnv, env_state: EnvState, act: Callable[[PRNGKey, Array], Array], num_steps: int
+) -> tuple[EnvState, Transition, Episodes]:
+    """Acts for T = num_steps steps from env_state: the trajectory `[T, N, ...]`, and the account of its episodes `[T]`.
 
-    act: (key, obs `[N, ...]`) -> action `[N, ...]`, a continuous one on the scale [-1, 1].
+    act: (key, obs `[N, ...]`) -> action `[N]`, or `[N, D]` on the scale [-1, 1].
     """
-    env_state, _, trajectory, episodes = online(
-        key,
-        env,
-        params,
-        env_state,
-        None,
-        lambda learner, key, obs: act(key, obs),
-        lambda learner, transition, *_: (learner, transition),
-        num_steps,
-    )
-    return env_state, trajectory, episodes
+
+    def step(env_state: EnvState, tick: Any) -> tuple[EnvState, tuple[Transition, Episodes]]:
+        env_state, transition, episodes = env.step(tick, env_state, act(tick.act_key, env_state.obs))
+        return env_state, (transition, episodes)
+
+    env_state, (steps, episodes) = jax.lax.scan(step, env_state, env.ticks(key, num_steps))
+    return env_state, steps, episodes
 
 
-def online(
-    key: Key[Array, ""],
-    env: envs.Env,
-    params: Any,
-    env_state: envs.EnvState,
-    learner: Any,
-    act: Callable[[Any, Key[Array, ""], Array], Array],
-    learn: Callable[[Any, Transition, Array, Any], tuple[Any, Any]],
-    num_steps: int,
-    given: Any = None,
-) -> tuple[envs.EnvState, Any, Any, Episodes]:
-    """Acts and learns in turn, for T = num_steps steps: env_state, learner, what learn gave `[T, ...]`, the episodes.
+class Evaluation(NamedTuple):
+    """Undiscounted return and length of each episode, `[num_episodes]`."""
 
-    act: (learner, key, obs `[N, ...]`) -> action `[N, ...]`, a continuous one on the scale [-1, 1].
-    learn: (learner, transition `[N, ...]`, next obs `[N, ...]`, given) -> (learner, output). The next obs is what act
-    will see: final_obs, or the first observation of a new episode. given: arrays `[T, ...]`, of which learn gets a row.
+    returns: Float[Array, " E"]
+    lengths: Int[Array, " E"]
+
+
+def episodes(key: PRNGKey, env: BoundEnv, policy: Policy, num: int, max_steps: int = 100_000) -> Evaluation:
+    """Runs num episodes side by side, each from its own start state to its end.
+
+    Where each env has params of its own, the episodes take turns with them. max_steps: where an episode that never ends
+    is cut. Every env contributes exactly one episode: counting episodes as they end would favour short ones.
     """
-    num_envs = env_state.episode_length.shape[0]
-    # All keys at once are one large threefry call in place of several small ones a step.
-    keys = jax.random.split(key, (num_steps, 1 + 2 * num_envs))
-    act_keys, step_keys, start_keys = keys[:, 0], keys[:, 1 : 1 + num_envs], keys[:, 1 + num_envs :]
+    env = env.copies(num)
+    act = jax.vmap(policy.act)
+    reset_key, loop_key = jax.random.split(key)
+    start = env.reset(reset_key)
+    memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *jnp.shape(x))), policy.memory)
 
-    def start(keys: Key[Array, " N"]) -> tuple[Array, Any]:
-        return envs.start(keys, env, params)
+    def running(carry: Any) -> Array:
+        time, _, _, done = carry
+        return (time < max_steps) & ~done.all()
 
-    # Start states depend on keys alone. Small ones are drawn for all steps at once, which is faster; large ones step by
-    # step, since T * N of them would outweigh the trajectory.
-    ahead = sum(x.nbytes for x in jax.tree.leaves(env_state.state)) <= num_envs * _SMALL_STATE_BYTES
+    def step(carry: Any) -> Any:
+        time, episode, memory, done = carry
+        act_key, env_key = jax.random.split(jax.random.fold_in(loop_key, time))
+        action, memory = act(jax.random.split(act_key, num), episode.obs, memory)
+        keys = jax.random.split(env_key, num)
+        obs, state, reward, terminated, truncated = env.advance(keys, episode.state, action)
+        total, length = episode.episode_return + jnp.where(done, 0.0, reward), episode.episode_length + ~done
+        return time + 1, EnvState(state, obs, total, length), memory, done | terminated | truncated
 
-    def body(carry: tuple[envs.EnvState, Any], inputs: Any) -> tuple[tuple[envs.EnvState, Any], tuple[Any, Episodes]]:
-        env_state, learner = carry
-        act_key, step_keys, fresh, given = inputs
-        action = act(learner, act_key, env_state.obs)
-        fresh = fresh if ahead else start(fresh)
-        next_state, timestep = envs.step(step_keys, env, params, env_state, action, fresh)
-        reward, terminated, truncated, final_obs, *_ = timestep
-        ended = timestep.done
-        episode_return, episode_length = (jnp.where(ended, x, 0).sum() for x in timestep[-2:])
-        transition = Transition(env_state.obs, action, reward, terminated, truncated, final_obs)
-        learner, output = learn(learner, transition, next_state.obs, given)
-        return (next_state, learner), (output, Episodes(ended.sum(), episode_return, episode_length))
-
-    starts = jax.vmap(start)(start_keys) if ahead else start_keys
-    (env_state, learner), (outputs, episodes) = jax.lax.scan(
-        body, (env_state, learner), (act_keys, step_keys, starts, given), length=num_steps
-    )
-    return env_state, learner, outputs, jax.tree.map(jnp.sum, episodes)
+    carry = (jnp.int32(0), start, memory, jnp.zeros(num, bool))
+    _, last, _, _ = jax.lax.while_loop(running, step, carry)
+    return Evaluation(last.episode_return, last.episode_length)
 
 
 def flatten(tree: Any) -> Any:

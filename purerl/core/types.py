@@ -1,17 +1,33 @@
-"""Names shared by every module: array types, the result of a training, and how a Config declares its fields."""
+"""Names shared by every module: array types, steps, policies, results, and how a Config declares its fields."""
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 from flax import struct
-from jaxtyping import Array, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
-__all__ = ["Array", "EnvLike", "Key", "Metrics", "Result", "Scalar", "static", "traced", "validate"]
+__all__ = [
+    "Array",
+    "EnvLike",
+    "Episodes",
+    "Metrics",
+    "PRNGKey",
+    "Policy",
+    "Result",
+    "Scalar",
+    "Transition",
+    "memoryless",
+    "own_network",
+    "static",
+    "traced",
+    "validate",
+]
 
+PRNGKey = Key[Array, ""] | UInt32[Array, "2"]  # what jax.random.key gives, and jax.random.PRNGKey
 Metrics = dict[str, Array]
-ConfigT = TypeVar("ConfigT")
 
 if TYPE_CHECKING:
     # A traced field holds a Python number, an array, or a tracer under vmap, grad and jit.
@@ -21,6 +37,70 @@ else:
     # At run time the command line reads these annotations and parses text into them.
     Scalar = float
     EnvLike = str
+
+
+class Transition(NamedTuple):
+    """One step of one environment; a batch of them has axes `[B, ...]`, a trajectory of N environments `[T, N, ...]`.
+
+    action: what the policy drew; a continuous one is `[D]` on the scale [-1, 1].
+    terminated: nothing follows. truncated: the episode was cut, but the value of final_obs counts as ever.
+    final_obs: the observation that the action led to, before any reset.
+    """
+
+    obs: Array
+    action: Array
+    reward: Float[Array, "*B"]
+    terminated: Bool[Array, "*B"]
+    truncated: Bool[Array, "*B"]
+    final_obs: Array
+
+    @property
+    def done(self) -> Bool[Array, "*B"]:
+        """terminated or truncated: where recursions over time are cut. It does not say that nothing followed."""
+        return self.terminated | self.truncated
+
+
+class Episodes(NamedTuple):
+    """Account of the episodes that ended: sums over them, never one entry each, so its size is that of one number."""
+
+    num: Int[Array, "*batch"]
+    return_sum: Float[Array, "*batch"]
+    length_sum: Int[Array, "*batch"]
+
+    def metrics(self) -> Metrics:
+        """Number, mean return and mean length, over all leading axes. The means are NaN where no episode ended."""
+        count, return_sum, length_sum = (x.sum() for x in self)
+        return {"episodes": count, "episode_return": return_sum / count, "episode_length": length_sum / count}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Policy:
+    """How to act in one env: `act(key, obs, memory) -> (action, memory)`.
+
+    memory: what it remembers at the start of every episode, an empty tuple where nothing. act: its action is `[D]` on
+    the scale [-1, 1] where continuous, as `BoundEnv.step` takes it. to_units: gives such an action its units and shape.
+    """
+
+    memory: Any
+    act: Callable[[PRNGKey, Array, Any], tuple[Array, Any]]
+    to_units: Callable[[Array], Array]
+
+    def __call__(self, key: PRNGKey, obs: Array) -> Array:
+        """The action for one observation in the env's units, of a policy without memory: for a loop of your own.
+
+        Raises TypeError for a policy that remembers.
+        """
+        if jax.tree.leaves(self.memory):
+            raise TypeError(
+                "This policy remembers: action, memory = policy.act(key, obs, memory), where the first memory of an "
+                "episode is policy.memory, and policy.to_units(action) is for the env."
+            )
+        return self.to_units(self.act(key, obs, self.memory)[0])
+
+
+def memoryless(act: Callable[[PRNGKey, Array], Array], to_units: Callable[[Array], Array]) -> Policy:
+    """The policy of a function (key, obs) -> action that looks at nothing else."""
+    return Policy((), lambda key, obs, memory: (act(key, obs), memory), to_units)
 
 
 class Result(NamedTuple):
@@ -48,6 +128,14 @@ def traced(default: Any, *, low: float | None = None, high: float | None = None)
     low, high: the allowed range, checked where the value is a Python number.
     """
     return struct.field(pytree_node=True, default=default, metadata={"low": low, "high": high})
+
+
+def own_network() -> Any:
+    """A Config field for a network of the user's own, None where the other fields describe it.
+
+    A flax module, or a function of the number of outputs that gives one. Static, so it must be hashable.
+    """
+    return struct.field(pytree_node=False, default=None, metadata={"network": True})
 
 
 def validate(config: Any) -> None:
@@ -83,6 +171,13 @@ def _validate_static(name: str, value: Any, default: Any, metadata: Any) -> None
             f"differentiated: give it one Python {type(default).__name__} per call of train."
         )
     if name.endswith(".env"):
+        return
+    if metadata.get("network"):
+        if not (value is None or callable(value)) or isinstance(value, type) or not isinstance(value, Hashable):
+            raise TypeError(
+                f"{name} must be a flax module or a function of the number of outputs that gives one, and hashable, "
+                f"but is {value!r}."
+            )
         return
     expected = type(default)
     if type(value) is not expected:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
-from purerl.core import envs
+from purerl import envs
 from purerl.run import checkpoint
 from purerl.run.logs import CsvLogger, Logger
 from purerl.run.progress import Progress

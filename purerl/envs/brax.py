@@ -1,0 +1,120 @@
+"""The suite of Brax: rigid bodies, by names such as "brax/hopper", which a physics backend may follow."""
+
+import contextlib
+import copy
+import io
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from purerl.core.types import PRNGKey
+from purerl.envs.spaces import Box, Space
+
+PREFIX = "brax/"
+BACKENDS = ("spring", "positional", "generalized", "mjx")
+EPISODE_LENGTH = 1000
+
+
+class Brax:
+    """A Brax `Env` as an `Env`; its params are the Brax `System`, so masses, frictions and gains can be vmapped.
+
+    episode_length: time limit in env steps, at which an episode is truncated.
+    """
+
+    def __init__(self, env: Any, episode_length: int = EPISODE_LENGTH):
+        self.env, self.episode_length = env, episode_length
+        self.default_params = getattr(env.unwrapped, "sys", ())  # brax/fast has no physics and no System
+        with jax.ensure_compile_time_eval():
+            self.observation_size, self.action_size = env.observation_size, env.action_size
+        if not isinstance(self.observation_size, int | np.integer):
+            raise TypeError(f"{type(env).__name__} observes a dictionary; purerl needs one array of shape [size].")
+
+    def observation_space(self, params: Any) -> Space:
+        return Box(-jnp.inf, jnp.inf, (int(self.observation_size),))
+
+    def action_space(self, params: Any) -> Space:
+        return Box(-1.0, 1.0, (int(self.action_size),))
+
+    def reset(self, key: PRNGKey, params: Any) -> tuple[Array, Any]:
+        state = _with_system(self.env, params).reset(key)
+        return state.obs, (state, jnp.int32(0))
+
+    def step(self, key: PRNGKey, state: Any, action: Array, params: Any) -> tuple[Array, Any, Array, Array, Array]:
+        brax_state, time = state
+        brax_state = _with_system(self.env, params).step(brax_state, action)
+        terminated = brax_state.done > 0.5
+        return brax_state.obs, (brax_state, time + 1), brax_state.reward, terminated, time + 1 >= self.episode_length
+
+
+def names() -> list[str]:
+    """Every name that `make` knows, each with the default backend. Imports Brax, which takes seconds."""
+    return [PREFIX + name for name in sorted(_library()._envs)]
+
+
+def make(name: str) -> Brax:
+    """The environment of one of `names`, which a backend may follow. Raises ValueError for an unknown backend."""
+    robot, _, backend = name.removeprefix(PREFIX).partition("/")
+    backend = backend or BACKENDS[0]
+    if backend not in BACKENDS:
+        raise ValueError(f"Brax has no physics backend {backend!r}, in {name!r}: use one of {', '.join(BACKENDS)}.")
+    with jax.ensure_compile_time_eval():
+        return Brax(_library().get_environment(robot, backend=backend))
+
+
+def adapts(env: Any) -> bool:
+    """Whether an object is of this suite: a Brax `Env`, or one that is adapted already."""
+    return isinstance(env, Brax) or (hasattr(env, "unwrapped") and hasattr(env, "observation_size"))
+
+
+def adapt(env: Any) -> Brax:
+    """A Brax `Env` as an `Env`. Raises TypeError for one in a wrapper that limits, resets or batches episodes."""
+    if isinstance(env, Brax):
+        return env
+    layer = env
+    while hasattr(layer, "env"):
+        if type(layer).__name__ in ("EpisodeWrapper", "AutoResetWrapper", "VmapWrapper"):
+            raise TypeError(
+                f"The Brax env comes inside a {type(layer).__name__}; purerl batches, limits and resets episodes "
+                "itself, so make it with brax.envs.get_environment(name), which adds no wrapper."
+            )
+        layer = layer.env
+    return Brax(env)
+
+
+def draw(path: Path, env: Brax, params: Any, states: list[Any], returns: np.ndarray) -> Path:
+    """Writes an episode's states as an interactive HTML page and returns its path.
+
+    The page is Brax's own, and a browser that opens it loads the viewer, three.js, from the network.
+    Raises ValueError for an env without bodies.
+    """
+    from brax.io import html
+
+    if not jax.tree.leaves(params):
+        raise ValueError("This Brax env has no physics, so there is nothing to draw.")
+    path = path.with_suffix(".html")
+    poses = [state.pipeline_state for state, _ in states]
+    path.write_text(html.render(params.tree_replace({"opt.timestep": env.env.dt}), poses))
+    return path
+
+
+def _library() -> Any:
+    """brax.envs, without what mujoco prints of GPU packages, and without Brax's advice to move to another engine."""
+    warnings.filterwarnings("ignore", "Brax System, piplines and environments", UserWarning)
+    with contextlib.redirect_stdout(io.StringIO()):
+        import brax.envs
+    return brax.envs
+
+
+def _with_system(env: Any, system: Any) -> Any:
+    """A copy of a Brax env, and of each wrapper around it, whose physics is `system`."""
+    env = copy.copy(env)
+    if hasattr(env, "env"):
+        env.env = _with_system(env.env, system)
+    elif hasattr(env, "sys"):
+        env.sys = system
+    return env

@@ -1,0 +1,82 @@
+"""What an environment is, and the check that an object is one."""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from purerl.core.types import PRNGKey
+from purerl.envs.spaces import Box, Discrete, Space
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A single environment as pure functions. Any hashable object with these members is one."""
+
+    default_params: Any
+    """A pytree of numbers (physics, limits) that `train` may vmap over."""
+
+    def observation_space(self, params: Any) -> Space: ...
+
+    def action_space(self, params: Any) -> Space: ...
+
+    def reset(self, key: PRNGKey, params: Any) -> tuple[Array, Any]:
+        """A start state: (obs, state)."""
+
+    def step(self, key: PRNGKey, state: Any, action: Array, params: Any) -> tuple[Array, Any, Array, Array, Array]:
+        """(obs, state, reward, terminated, truncated) after one action in the env's units, with no reset of its own.
+
+        terminated: the task is over, so nothing follows. truncated: only the clock ran out.
+        """
+
+
+MEMBERS = ("default_params", "observation_space", "action_space", "reset", "step")
+
+
+def missing(env: Any) -> list[str]:
+    """The members that an object lacks to be an `Env`."""
+    return [name for name in MEMBERS if not hasattr(env, name)]
+
+
+def check(env: Env) -> None:
+    """Traces one reset and one step and compares them with the spaces; runs nothing.
+
+    Raises TypeError that names the field whose shape or dtype is not what the spaces or `reset` promise.
+    """
+    params = env.default_params
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    name = type(env).__name__
+    for space in (env.observation_space(params), env.action_space(params)):
+        if not isinstance(space, Discrete | Box):
+            raise TypeError(f"{name}: a space must be purerl.envs.Discrete or Box, but is {space!r}.")
+    obs_space, action_space = env.observation_space(params), env.action_space(params)
+    action = jax.ShapeDtypeStruct(action_space.shape, action_space.dtype)
+    obs, state = _outputs(name, "reset", ("obs", "state"), jax.eval_shape(env.reset, key, params))
+    fields = ("obs", "state", "reward", "terminated", "truncated")
+    next_obs, next_state, *signals = _outputs(
+        name, "step", fields, jax.eval_shape(env.step, key, state, action, params)
+    )
+    _expect(f"{name}.reset: obs", obs, obs_space.shape, obs_space.dtype)
+    _expect(f"{name}.step: obs", next_obs, obs_space.shape, obs_space.dtype)
+    for field, signal, dtype in zip(fields[2:], signals, ("float32", "bool", "bool"), strict=True):
+        _expect(f"{name}.step: {field}", signal, (), jnp.dtype(dtype))
+    if jax.tree.structure(state) != jax.tree.structure(next_state):
+        raise TypeError(
+            f"{name}.step: state has another structure than the state of reset: {next_state} against {state}."
+        )
+    before, after = (jax.tree_util.tree_leaves_with_path(tree) for tree in (state, next_state))
+    for (path, leaf), (_, next_leaf) in zip(before, after, strict=True):
+        _expect(f"{name}.step: state{jax.tree_util.keystr(path)}", next_leaf, leaf.shape, leaf.dtype)
+
+
+def _outputs(name: str, function: str, fields: tuple[str, ...], outputs: Any) -> Any:
+    if not isinstance(outputs, tuple) or len(outputs) != len(fields):
+        raise TypeError(f"{name}.{function} must return the {len(fields)} values ({', '.join(fields)}).")
+    return outputs
+
+
+def _expect(field: str, value: Any, shape: tuple[int, ...], dtype: Any) -> None:
+    if not hasattr(value, "shape") or value.shape != shape or value.dtype != dtype:
+        found = f"{value.dtype}{list(value.shape)}" if hasattr(value, "shape") else repr(value)
+        raise TypeError(f"{field} must be {dtype}{list(shape)}, but is {found}.")

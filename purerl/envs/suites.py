@@ -1,0 +1,82 @@
+"""The registry of suites: from a name or an object to an `Env`. A new suite is one module and one entry of `SUITES`.
+
+A suite is a module with
+    PREFIX         what its names begin with
+    names()        every name that it knows
+    make(name)     the `Env` of one of them
+    adapts(env)    whether an object is of this suite
+    adapt(env)     that object as an `Env`
+    draw(path, env, params, states, returns)    an episode as a file, whose path it returns
+"""
+
+import difflib
+import functools
+from collections.abc import Hashable
+from typing import Any
+
+from purerl.envs import brax, gymnax, protocol
+from purerl.envs.mdp import worlds
+from purerl.envs.protocol import Env
+
+SUITES: tuple[Any, ...] = (gymnax, worlds, brax)
+
+
+def make(env: Any) -> Env:
+    """The `Env` of a name or an object.
+
+    env: a gymnax name ("CartPole-v1"), a Brax name with an optional physics backend ("brax/hopper", which means
+    "brax/hopper/spring"), the name of a Markov decision process ("mdp/cliff_walking"), a gymnax `Environment`, a Brax
+    `Env` without time-limit or auto-reset wrappers (`Brax(env, episode_length)` sets its time limit), or an object of
+    your own as in the docstring of `purerl.envs`.
+
+    Raises ValueError for an unknown name (the nearest ones are given) and TypeError for an object that is none of
+    these or whose `reset` and `step` disagree with its spaces (the field is named).
+    """
+    if not isinstance(env, Hashable):
+        raise TypeError(
+            f"env must be hashable, because it is static: {type(env).__name__} defines __eq__ but not __hash__."
+        )
+    return _make(env)
+
+
+@functools.lru_cache(maxsize=256)
+def _make(env: Any) -> Env:
+    if isinstance(env, str):
+        return _named(env)
+    suite = suite_of(env)
+    if suite is not None:
+        adapted: Env = suite.adapt(env)
+        return adapted
+    if missing := protocol.missing(env):
+        raise TypeError(
+            f"{env!r} is no environment: it lacks {', '.join(missing)} (purerl.envs.Env lists what is needed)."
+        )
+    protocol.check(env)
+    checked: Env = env
+    return checked
+
+
+def _named(name: str) -> Env:
+    # The longest prefix that fits: names of gymnax have none.
+    suite = max((suite for suite in SUITES if name.startswith(suite.PREFIX)), key=lambda suite: len(suite.PREFIX))
+    known = "/".join(name.split("/")[:2])
+    if known not in suite.names():
+        raise ValueError(_unknown(name))
+    made: Env = suite.make(name)
+    return made
+
+
+def suite_of(env: Any) -> Any:
+    """The suite that an object is of, or None where it is somebody's own."""
+    return next((suite for suite in SUITES if suite.adapts(env)), None)
+
+
+def names() -> list[str]:
+    """Every environment name that `make` knows. Imports all suites' libraries, which takes seconds."""
+    return [name for suite in SUITES for name in suite.names()]
+
+
+def _unknown(name: str) -> str:
+    near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}."
+    return f"There is no environment named {name!r}; {hint} `purerl list` shows all of them."
