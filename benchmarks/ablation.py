@@ -8,13 +8,10 @@ of 128 is drawn with replacement, all from one moment of the same episodes; lear
 place of 10,000. Without target network, the target is copied after every gradient step, so that each step moves what
 the next one aims at.
 
-Final policies act greedily for 100 episodes. Results go to benchmarks/results: `ablation_dqn.csv` with each seed's
-score, and `ablation_dqn.png` with the learning curves.
+Final policies act greedily for 100 episodes. Results go to benchmarks/results/ablation: `dqn.csv` with each seed's
+score and its standard error over episodes, and `dqn.png` with the learning curves.
 """
 
-import csv
-import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +20,8 @@ import matplotlib.pyplot as plt
 import tyro
 
 import purerl
-from benchmarks import learning
-from purerl import dqn, plot, runner
+from benchmarks import learning, provenance
+from purerl import dqn, plot
 
 NO_REPLAY = {"batch_size": 128, "buffer_size": 128, "learning_starts": 128}
 NO_TARGET = {"target_update_period": 1, "tau": 1.0}
@@ -46,7 +43,7 @@ class Options:
     """Evaluation episodes a seed."""
     total_timesteps: int = 500_000
     """Env steps of each training."""
-    out: Path = Path("benchmarks/results")
+    out: Path = Path("benchmarks/results/ablation")
     """Where results go."""
     work: Path = Path("runs/ablation")
     """Where the runs live, so that an interrupted one can go on."""
@@ -57,29 +54,26 @@ class Options:
 def main() -> None:
     options = tyro.cli(Options, prog="python -m benchmarks.ablation", description=__doc__)
     purerl.use_all_cores()
-    options.out.mkdir(parents=True, exist_ok=True)
-    if options.fresh:
-        shutil.rmtree(options.work, ignore_errors=True)
+    folders = {name: options.work / name.replace(" ", "_") for name in VARIANTS}
+    learning.prepare(list(folders.values()), options.fresh)
+    facts = provenance.provenance("benchmarks.ablation")
     axes = plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
-    rows = []
+    rows: list[list[Any]] = [["variant", "seed", "mean", "se"]]
     for name, changes in VARIANTS.items():
         config = dqn.Config(total_timesteps=options.total_timesteps, **changes)
-        folder = options.work / name.replace(" ", "_")
-        resume = (folder / "config.json").exists()
-        run = runner.train(dqn, config, seeds=range(options.num_seeds), out=folder, resume=resume)
-        if not run.finished:
-            sys.exit("Interrupted: call the same command again to go on.")
-        scores = learning.evaluate(run, options.num_episodes).mean(1)
-        print(f"{name}: mean {scores.mean():.1f}, lowest seed {scores.min():.1f}", flush=True)
-        rows += [[name, seed, f"{score:.3f}"] for seed, score in zip(run.seeds, scores, strict=True)]
-        label = f"{name}: {scores.mean():.0f} in the end"
-        plot.learning_curve(plot.read_metrics(folder), config, label=label, ax=axes, show_seeds=False)
+        run = learning.trained(dqn, config, range(options.num_seeds), folders[name])
+        returns = learning.evaluate(run, options.num_episodes)
+        scores, error = returns.mean(1), learning.standard_error(returns.mean(1))
+        print(f"{name}: mean {scores.mean():.1f} +- {error:.1f}, lowest seed {scores.min():.1f}", flush=True)
+        rows += [
+            [name, seed, f"{x.mean():.3f}", f"{learning.standard_error(x):.3f}"]
+            for seed, x in zip(run.seeds, returns, strict=True)
+        ]
+        label = f"{name}: {scores.mean():.0f} +- {error:.0f} in the end"
+        plot.learning_curve(plot.read_metrics(folders[name]), config, label=label, ax=axes, show_seeds=False)
     axes.set_title(f"DQN on CartPole-v1, {options.num_seeds} seeds: IQM and 95 % interval", fontsize="medium")
-    plot.figure_of(axes).savefig(options.out / "ablation_dqn.png", dpi=110)
-    with (options.out / "ablation_dqn.csv").open("w", newline="") as file:
-        facts = learning.provenance("benchmarks.ablation")
-        file.write("".join(f"# {name}: {value}\n" for name, value in facts.items()))
-        csv.writer(file, lineterminator="\n").writerows([["variant", "seed", "mean"], *rows])
+    provenance.save_figure(plot.figure_of(axes), options.out / "dqn.png", facts)
+    provenance.write_csv(options.out / "dqn.csv", facts, rows)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """What made a result: the command, the day, the machine, the versions and the code; JAX need not be loaded for it."""
 
+import csv
 import datetime
 import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from purerl.run.provenance import source_hash
 
@@ -39,6 +42,22 @@ def machine() -> str:
     if jax := sys.modules.get("jax"):
         parts.append(f"{len(jax.devices())} x {jax.devices()[0].device_kind}")
     return ", ".join([*parts, f"load average {os.getloadavg()[0]:.1f}"])
+
+
+def write_csv(path: Path, facts: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes the facts as comment lines, then the rows, of which the first names the columns; whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.tmp")
+    with partial.open("w", newline="") as file:
+        file.writelines(f"# {name}: {fact}\n" for name, fact in facts.items())
+        csv.writer(file, lineterminator="\n").writerows(rows)
+    partial.replace(path)
+
+
+def save_figure(figure: Any, path: Path, facts: Mapping[str, str]) -> None:
+    """Saves a matplotlib figure as PNG, with the facts among its text chunks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110, metadata=dict(facts))
 
 
 def _lines(name: str) -> list[str]:

@@ -32,6 +32,8 @@ class TrainOptions:
     """The first of them."""
     out: str | None = None
     """Folder of the run; runs/<algo>_<env>_<time> where not given."""
+    settings: str | None = None
+    """File of settings to start from in place of the tuned ones, in the form of purerl/tuned/*.toml."""
     resume: str | None = None
     """Folder of an interrupted run to go on with."""
     seeds_at_once: int = 1
@@ -132,12 +134,14 @@ def train(arguments: list[str]) -> None:
     """`purerl train ALGORITHM ...`, or `purerl train [ALGORITHM] --resume DIR`."""
     runner.use_all_cores()
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
-    resume = _value_of("--resume", arguments)
+    resume, file = _value_of("--resume", arguments), _value_of("--settings", arguments)
+    if resume is not None and file is not None:
+        raise ValueError("A resumed run goes on with the settings that it began with: leave out --settings.")
     if resume is not None:
         algorithm, default, options = _stored(name, resume)
     elif name is not None:
         algorithm = algorithm_named(name)
-        default, options = _tuned(algorithm, _value_of("--env", arguments)), TrainOptions()
+        default, options = _settings(algorithm, _value_of("--env", arguments), file), TrainOptions()
     elif {"-h", "--help"} & set(arguments):
         print(f"usage: purerl train {{{','.join(purerl.ALGORITHMS)}}} [flags]\nEach algorithm lists its flags: --help.")
         return
@@ -169,12 +173,20 @@ def _stored(name: str | None, folder: str) -> tuple[Any, Any, TrainOptions]:
     return algorithm, config, TrainOptions(num_seeds=len(seeds), first_seed=seeds[0])
 
 
-def _tuned(algorithm: Any, env: str | None) -> Any:
-    """The tuned Config of (algorithm, env) where there is one, else the defaults; says which."""
-    name, env = _module_name(algorithm), env or algorithm.Config().env
-    if (name, env) in settings.TUNED:
-        print(f"Tuned settings of {name} for {env}; flags override them.")
-        return settings.tuned(name, env)
+def _settings(algorithm: Any, env: str | None, file: str | None) -> Any:
+    """The Config to start from: the file's, else the tuned one where there is one, else the defaults; says which."""
+    name = _module_name(algorithm)
+    table = settings.shipped(name) if file is None else settings.read(file, algorithm.Config)
+    if file is not None and env is None and len(table) == 1:
+        env = next(iter(table))
+    env = env or algorithm.Config().env
+    if env in table:
+        print(
+            f"{'Tuned settings' if file is None else f'Settings in {file}'} of {name} for {env}; flags override them."
+        )
+        return algorithm.Config(env=env, **table[env].fields)
+    if file is not None:
+        raise ValueError(f"{file} has no table for {env}: name an --env that it has, of {', '.join(table)}.")
     print(f"No tuned settings of {name} for {env}: starting from the defaults.")
     return algorithm.Config()  # the env itself comes with the flags, some of which it may need to be valid
 
@@ -340,7 +352,7 @@ def show_list(arguments: list[str]) -> None:
         table.add_column(heading)
     for name in purerl.ALGORITHMS:
         algorithm = algorithm_named(name)
-        tuned = ", ".join(env for known, env in settings.TUNED if known == name)
+        tuned = ", ".join(settings.shipped(name))
         table.add_row(name, checks.action_kinds(algorithm.ACTIONS), algorithm.__doc__.split("\n")[0].rstrip("."), tuned)
     console = Console()
     console.print(table)

@@ -1,203 +1,185 @@
-"""Settings to start from, with the score they must reach: one entry an algorithm and environment.
+"""Settings to start from, with the score they must reach: `purerl/tuned/<algorithm>.toml`, and files of a user's own.
 
-What each reached stands in benchmarks/results/summary.md.
+A file holds one table an environment, under the environment's name:
 
-`benchmarks.learning` runs these very entries over ten seeds and fails where the mean of the final policies is under the
-bar; `purerl train` starts from them, and flags override them.
+    [CartPole-v1]
+    bar = 490                                  # the least mean return of the final policies over seeds
+    source = "CleanRL: 490 +- 6"               # where the bar comes from; a bar has a source
+    fields = { total_timesteps = 500_000 }     # what differs from the Config's defaults
+
+    [CartPole-v1.variants.short]               # the same with other fields on top
+    bar = 480                                  # may be left out, with its source: then the bar is that above
+    source = "own, because nobody published one"
+    fields = { total_timesteps = 150_000 }
+
+`evaluate` says how the final policies act when the bar is tried: "greedy", which is the default, or "epsilon", which
+draws a random action with the probability epsilon_end, where an environment without chance shows a greedy policy only a
+handful of episodes.
+
+`benchmarks.learning` runs these very entries over ten seeds and fails where one is under its bar; `purerl train` starts
+from them, and flags override them. In a file of one's own a bar is not needed.
 """
 
+import dataclasses
+import difflib
+import functools
 import importlib
+import importlib.resources
+import json
+import math
+import re
+import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+EVALUATE = ("greedy", "epsilon")
+_KEYS: Mapping[str, tuple[Any, str]] = {
+    "fields": (dict, "a table"),
+    "bar": ((int, float), "a number"),
+    "source": (str, "a text"),
+    "evaluate": (str, "a text"),
+    "variants": (dict, "a table"),
+}
+_VARIANT_KEYS = ("fields", "bar", "source")
 
-@dataclass(frozen=True)
+
+class SettingsError(ValueError):
+    """A file of settings cannot be used; the message names the file, the table and the field."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Setting:
-    """fields: what differs from the Config's defaults, total_timesteps included. bar: the least mean final return.
+    """One environment's entry, or one variant of it.
 
-    variants: names of switches that must reach the same bar, each with the fields it changes.
+    fields: what differs from the Config's defaults. bar: the least mean return of the final policies, None where nobody
+    asks for one. source: where the bar comes from. evaluate: one of EVALUATE. variants: by name, each whole, with the
+    entry's own fields beneath those it changes; a variant has none itself.
     """
 
     fields: Mapping[str, Any]
-    bar: float
-    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    bar: float | None = None
+    source: str = ""
+    evaluate: str = "greedy"
+    variants: Mapping[str, "Setting"] = dataclasses.field(default_factory=dict)
 
 
-# Sutton and Barto (2018), example 6.6: exploring for ever, which is why the safe way pays.
-_CLIFF = {
-    "total_timesteps": 100_000,
-    "learning_rate": 0.5,
-    "gamma": 1.0,
-    "epsilon_start": 0.1,
-    "epsilon_end": 0.1,
-}
-_DOUBLE = {"double": {"double_q": True}}
+@functools.cache
+def shipped(algorithm: str) -> Mapping[str, Setting]:
+    """The entries that purerl has for the algorithm of this name, by env; none where it has no file.
 
-TUNED: Mapping[tuple[str, str], Setting] = {
-    # The best policy falls in on one walk in four: about 0.74 of the episodes reach the goal in time.
-    ("q_learning", "mdp/frozen_lake_4x4_slippery"): Setting(
-        {
-            "total_timesteps": 500_000,
-            "num_steps": 10_000,
-            "anneal_learning_rate": True,
-            "learning_rate": 0.03,
-            "epsilon_end": 0.1,
-        },
-        bar=0.7,
-    ),
-    ("q_learning", "mdp/cliff_walking"): Setting(_CLIFF, bar=-13),
-    # It values what it does, so it must explore little in the end, and for long.
-    ("sarsa", "mdp/frozen_lake_4x4_slippery"): Setting(
-        {
-            "total_timesteps": 4_000_000,
-            "num_steps": 10_000,
-            "expected": True,
-            "anneal_learning_rate": True,
-            "learning_rate": 0.03,
-            "initial_value": 0.6,
-            "epsilon_start": 0.02,
-            "epsilon_end": 0.02,
-        },
-        bar=0.7,
-    ),
-    ("sarsa", "mdp/cliff_walking"): Setting({**_CLIFF, "expected": True}, bar=-17),
-    ("linear_q", "CartPole-v1"): Setting(
-        {
-            "total_timesteps": 500_000,
-            "features": "fourier",
-            "bias": False,
-            # Where the episode ends, and velocities that a good policy does not exceed; the env itself bounds none.
-            "obs_low": (-2.4, -3.0, -0.21, -3.5),
-            "obs_high": (2.4, 3.0, 0.21, 3.5),
-            "anneal_learning_rate": True,
-            "learning_rate": 2e-3,
-            "epsilon_start": 0.1,
-            "epsilon_end": 0.0,
-        },
-        bar=300,
-    ),
-    ("linear_q", "MountainCar-v0"): Setting(
-        {
-            "total_timesteps": 500_000,
-            "num_tilings": 16,
-            "bias": False,
-            "anneal_learning_rate": True,
-            "epsilon_start": 0.1,
-            "epsilon_end": 0.0,
-        },
-        bar=-130,
-    ),
-    ("pqn", "CartPole-v1"): Setting({"total_timesteps": 500_000}, bar=492),
-    # These take less wall time than DQN's on this env, and the bar is what DQN reaches.
-    ("pqn", "Breakout-MinAtar"): Setting(
-        {
-            "total_timesteps": 2_500_000,
-            "num_steps": 16,
-            "hidden_sizes": (128,),
-            "learning_rate": 5e-4,
-            "td_lambda": 0.65,
-            "reward_scale": 1.0,
-            "epsilon_end": 0.05,
-            "exploration_fraction": 0.1,
-        },
-        bar=30,
-    ),
-    ("ppo", "CartPole-v1"): Setting(
-        {"total_timesteps": 500_000},
-        bar=490,
-        variants={"150k": {"total_timesteps": 150_000, "learning_rate": 1e-3}},
-    ),
-    ("ppo", "Acrobot-v1"): Setting(
-        {
-            "total_timesteps": 500_000,
-            "num_envs": 8,
-            "num_minibatches": 8,
-            "learning_rate": 1e-3,
-            "normalize_obs": True,
-        },
-        bar=-86,
-    ),
-    ("ppo", "Pendulum-v1"): Setting(
-        {
-            "total_timesteps": 300_000,
-            "num_envs": 4,
-            "num_steps": 512,
-            "num_epochs": 10,
-            "num_minibatches": 32,
-            "learning_rate": 1e-3,
-            "gamma": 0.9,
-            "ent_coef": 0.0,
-            "clip_value": False,
-            "normalize_obs": True,
-        },
-        bar=-190,
-    ),
-    ("dqn", "CartPole-v1"): Setting(
-        {
-            "total_timesteps": 500_000,
-            "buffer_size": 100_000,
-            "n_step": 5,
-            "anneal_learning_rate": True,
-            "learning_rate": 2e-4,
-            "target_update_period": 1,
-            "tau": 0.05,
-        },
-        bar=488,
-        variants=_DOUBLE,
-    ),
-    ("dqn", "MountainCar-v0"): Setting(
-        {
-            "total_timesteps": 120_000,
-            "num_steps": 16,
-            "gradient_steps": 8,
-            "iterations_per_update": 25,
-            "buffer_size": 50_000,
-            "learning_starts": 1_000,
-            "learning_rate": 4e-3,
-            "gamma": 0.98,
-            "hidden_sizes": (64, 64),
-            "activation": "tanh",
-            "target_update_period": 300,
-            "exploration_fraction": 0.2,
-            "epsilon_end": 0.07,
-        },
-        bar=-125,
-        variants=_DOUBLE,
-    ),
-    ("dqn", "Catch-bsuite"): Setting({"total_timesteps": 200_000}, bar=1.0),
-    # One uniform episode in 256 finds the reward, so it must go on exploring until it has seen some, and forget none.
-    ("dqn", "DeepSea-bsuite"): Setting(
-        {"total_timesteps": 200_000, "buffer_size": 100_000, "exploration_fraction": 0.8}, bar=0.98
-    ),
-    ("dqn", "Breakout-MinAtar"): Setting(
-        {
-            "total_timesteps": 1_000_000,
-            "num_envs": 8,
-            "num_steps": 4,
-            "gradient_steps": 4,
-            "iterations_per_update": 125,
-            "buffer_size": 100_000,
-            "learning_starts": 5_000,
-            "batch_size": 32,
-            "hidden_sizes": (128,),
-            "target_update_period": 250,
-            "exploration_fraction": 0.1,
-        },
-        bar=6,
-    ),
-}
+    The file's form and the names of its fields are checked here, their values only where a Config is made of them:
+    that makes the environment, and one with a simulator behind it takes seconds to load.
+    """
+    file = importlib.resources.files("purerl") / "tuned" / f"{algorithm}.toml"
+    if not file.is_file():
+        return {}
+    config_class = importlib.import_module(f"purerl.algorithms.{algorithm}").Config
+    return _parse(f"tuned/{algorithm}.toml", file.read_text(encoding="utf-8"), config_class)
+
+
+def read(path: str | Path, config_class: type) -> dict[str, Setting]:
+    """The entries of a user's own file, by env, checked whole: each one and each variant makes a Config.
+
+    Raises SettingsError with one sentence that names the file, the table and the field.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"The settings {path} cannot be read: {error}.") from error
+    table = _parse(str(path), text, config_class)
+    for env, entry in table.items():
+        for variant, setting in {"": entry, **entry.variants}.items():
+            try:
+                config_class(env=env, **setting.fields)
+            except (ValueError, TypeError) as error:
+                raise SettingsError(f"{path}, table {_table(env, variant)}: {error}") from error
+    return table
+
+
+def entry(algorithm: str, env: str, variant: str = "") -> Setting:
+    """The shipped entry, or its variant. Raises KeyError with what there is."""
+    table = shipped(algorithm)
+    if env not in table:
+        have = ", ".join(table) or "none"
+        raise KeyError(f"There are no tuned settings of {algorithm} for {env}; there are for: {have}.")
+    if not variant:
+        return table[env]
+    if variant not in table[env].variants:
+        have = ", ".join(table[env].variants) or "none"
+        raise KeyError(f"{algorithm} on {env} has no variant {variant!r}; it has: {have}.")
+    return table[env].variants[variant]
 
 
 def tuned(algorithm: str, env: str, variant: str = "") -> Any:
     """The Config of the entry, such as `tuned("ppo", "Pendulum-v1")`. Raises KeyError with what there is."""
-    if (algorithm, env) not in TUNED:
-        have = ", ".join(name for known, name in TUNED if known == algorithm) or "none"
-        raise KeyError(f"There are no tuned settings of {algorithm} for {env}; there are for: {have}.")
-    setting = TUNED[algorithm, env]
-    if variant and variant not in setting.variants:
-        raise KeyError(
-            f"{algorithm} on {env} has no variant {variant!r}; it has: {', '.join(setting.variants) or 'none'}."
-        )
-    fields = {**setting.fields, **setting.variants.get(variant, {})}
+    fields = entry(algorithm, env, variant).fields
     return importlib.import_module(f"purerl.algorithms.{algorithm}").Config(env=env, **fields)
+
+
+def _parse(file: str, text: str, config_class: type) -> dict[str, Setting]:
+    """Entries by env, with every key, type and name of a field checked."""
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{file} is no valid TOML: {error}.") from error
+    if not tables:
+        raise SettingsError(f"{file} holds no table; it needs one an environment, such as [CartPole-v1].")
+    return {env: _entry(file, env, table, config_class) for env, table in tables.items()}
+
+
+def _entry(file: str, env: str, table: Any, config_class: type) -> Setting:
+    where = f"{file}, table {_table(env)}"
+    _check_table(where, table, tuple(_KEYS))
+    if table.get("evaluate", "greedy") not in EVALUATE:
+        raise SettingsError(f"{where}: evaluate must be one of {', '.join(EVALUATE)}, but is {table['evaluate']!r}.")
+    known = [field.name for field in dataclasses.fields(config_class)]
+    if table.get("evaluate") == "epsilon" and "epsilon_end" not in known:
+        raise SettingsError(f'{where}: evaluate = "epsilon" needs an algorithm with the field epsilon_end.')
+    setting = Setting(**{**table, "fields": _fields(where, table, config_class), "variants": {}})
+    variants = {}
+    for name, changes in table.get("variants", {}).items():
+        where = f"{file}, table {_table(env, name)}"
+        _check_table(where, changes, _VARIANT_KEYS)
+        fields = {**setting.fields, **_fields(where, changes, config_class)}
+        variants[name] = dataclasses.replace(setting, **{**changes, "fields": fields})
+    return dataclasses.replace(setting, variants=variants)
+
+
+def _check_table(where: str, table: Any, keys: tuple[str, ...]) -> None:
+    if not isinstance(table, dict):
+        raise SettingsError(f"{where} must be a table with {', '.join(keys)}, but is {table!r}.")
+    for key, value in table.items():
+        if key not in keys:
+            raise SettingsError(f"{where}: there is no {key!r}; it may have {', '.join(keys)}.")
+        expected, kind = _KEYS[key]
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise SettingsError(f"{where}: {key} must be {kind}, but is {value!r}.")
+    if not math.isfinite(table.get("bar", 0)):
+        raise SettingsError(f"{where}: bar must be finite, but is {table['bar']}: a bar can be reached and missed.")
+    if ("bar" in table) != bool(table.get("source", "").strip()):
+        raise SettingsError(f"{where}: bar and source go together: a bar says where it comes from.")
+
+
+def _fields(where: str, table: Mapping[str, Any], config_class: type) -> dict[str, Any]:
+    """A table's fields as a Config takes them: arrays as tuples."""
+    known = {field.name: field for field in dataclasses.fields(config_class)}
+    for name, value in table.get("fields", {}).items():
+        if name == "env":
+            raise SettingsError(f"{where}, field env: the table's own name is the env.")
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            known_names = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}."
+            raise SettingsError(f"{where}, field {name}: there is no such field; {known_names}")
+        if known[name].type is Any:
+            raise SettingsError(f"{where}, field {name}: it can be given in Python alone.")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if known[name].metadata.get("pytree_node", True) and not number:
+            raise SettingsError(f"{where}, field {name} must be a number, but is {value!r}.")
+    return {name: tuple(x) if isinstance(x, list) else x for name, x in table.get("fields", {}).items()}
+
+
+def _table(env: str, variant: str = "") -> str:
+    """The heading of a table as a file writes it, such as [CartPole-v1.variants.short]."""
+    names = [env, "variants", variant] if variant else [env]
+    return f"[{'.'.join(name if re.fullmatch('[A-Za-z0-9_-]+', name) else json.dumps(name) for name in names)}]"
