@@ -221,7 +221,7 @@ for name, switches in variants.items():
     plot.learning_curve(run.metrics, run.config, label=name, ax=ax, show_seeds=False)
 
 # %% [markdown]
-# Four short trainings each. Ten long ones, in [ablation_dqn.png](../benchmarks/results/ablation_dqn.png), made by
+# Four short trainings each. Ten long ones, in [ablation/dqn.png](../benchmarks/results/ablation/dqn.png), made by
 # `python -m benchmarks.ablation`, end at a greedy return of 477 with both, 452 without replay, 434 with neither and 273
 # without the target network alone: on CartPole a target that moves with every step hurts most where old transitions
 # are learned from too.
