@@ -1,5 +1,7 @@
 """Interquartile mean, bootstrap interval and smoothing by hand-computed numbers and SciPy."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -35,6 +37,59 @@ def test_smooth_counts_each_episode_once() -> None:
 def test_smooth_is_nan_before_the_first_episode() -> None:
     metrics = {"episodes": [0, 1], "episode_return": [np.nan, 5.0]}
     np.testing.assert_array_equal(plot.smooth(metrics, "episode_return")[1], [[np.nan, 5.0]])
+
+
+def test_smooth_shows_divergence() -> None:
+    """From the window of the first NaN on, the metric is NaN; another seed's stays as it is."""
+    loss = np.array([[1.0, 2.0, 3.0, np.nan, 5.0, 6.0], [1.0, 1.0, 2.0, 2.0, 3.0, 3.0]])
+    values = plot.smooth({"loss": loss}, "loss", points=3)[1]
+    np.testing.assert_array_equal(values, [[1.5, np.nan, np.nan], [1.0, 2.0, 3.0]])
+
+
+def test_smooth_shows_a_return_that_is_not_finite() -> None:
+    """Where episodes ended and their mean is NaN, that is no gap to fill; nor is it filled once none ends."""
+    metrics = {"episodes": [2, 1, 0, 3], "episode_return": [4.0, np.nan, np.nan, 5.0]}
+    np.testing.assert_array_equal(plot.smooth(metrics, "episode_return")[1], [[4.0, np.nan, np.nan, np.nan]])
+
+
+def test_smooth_takes_one_training_or_many_seeds() -> None:
+    with pytest.raises(ValueError, match=r"loss must be \[updates\] or \[seeds, updates\], but is \[2, 3, 4\]"):
+        plot.smooth({"loss": np.zeros((2, 3, 4))}, "loss")
+
+
+def sweep(*shape: int) -> dict[str, np.ndarray]:
+    """Metrics of nested trainings whose returns rise by the number of the config, seeds a little apart."""
+    returns = np.ones(shape) * np.arange(shape[-1])
+    returns *= np.arange(1, shape[0] + 1).reshape(-1, *[1] * (len(shape) - 1))
+    return {"episodes": np.ones(shape), "episode_return": returns + np.arange(shape[-2])[:, None]}
+
+
+def test_a_sweep_has_one_band_a_config() -> None:
+    """Three configs of four seeds: each its bold line, its band and its label, and no lines of seeds."""
+    ax = plot.learning_curve(sweep(3, 4, 40), label=["a", "b", "c"])
+    assert len(ax.lines) == len(ax.collections) == 3
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["a", "b", "c"]
+    for i, line in enumerate(ax.lines):
+        np.testing.assert_allclose(line.get_ydata(), (i + 1) * np.arange(40) + 1.5)
+    assert len({line.get_color() for line in ax.lines}) == 3
+    unnamed = plot.learning_curve(sweep(2, 4, 40))
+    assert [text.get_text() for text in unnamed.get_legend().get_texts()] == ["config 0", "config 1"]
+    alone = plot.learning_curve(sweep(2, 1, 40), label=("a", "b"))
+    assert len(alone.lines) == 2 and not alone.collections
+
+
+@pytest.mark.parametrize(
+    "shape, label, message",
+    [
+        ((2, 2, 3, 5), None, r"\[updates\], \[seeds, updates\] or \[configs, seeds, updates\], but .* \[2, 2, 3, 5\]"),
+        ((3, 4, 5), "one", r"label must be 3 names, one a config, but is 'one'"),
+        ((3, 4, 5), ["a", "b"], r"label must be 3 names, one a config, but is \['a', 'b'\]"),
+        ((4, 5), ["a", "b"], r"label must be one name, but is \['a', 'b'\]"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence(shape: tuple[int, ...], label: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        plot.learning_curve(sweep(*shape), label=label)
 
 
 def test_value_map_writes_each_cell() -> None:

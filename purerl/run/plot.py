@@ -48,20 +48,24 @@ def smooth(metrics: Mapping[str, Any], name: str, points: int = 100) -> tuple[np
 
     metrics: as `train` returns them, each `[num_updates]` or `[num_seeds, num_updates]`. Means over episodes count each
     episode once; a window in which no episode ended keeps the value before it, and windows before the first are NaN.
-    Returns the index of each window's last update (from 1), `[W]`, and the values, `[num_seeds, W]`.
+    Any other NaN is a training that diverged: it makes its window NaN and all after it.
+    Returns the index of each window's last update (from 1), `[W]`, and the values, `[num_seeds, W]`. Raises ValueError
+    where a metric has more axes.
     """
     values = np.atleast_2d(np.asarray(metrics[name], float))
+    if values.ndim > 2:
+        raise ValueError(f"{name} must be [updates] or [seeds, updates], but is {list(values.shape)}.")
     weights = (
         np.atleast_2d(np.asarray(metrics["episodes"], float)) if name.startswith("episode_") else np.ones_like(values)
     )
     ends = np.unique(np.linspace(0, values.shape[1], min(points, values.shape[1]) + 1).round().astype(int))
-    sums = np.cumsum(np.pad(np.where(weights > 0, values * weights, 0.0), ((0, 0), (1, 0))), axis=1)[:, ends]
-    counts = np.cumsum(np.pad(weights, ((0, 0), (1, 0))), axis=1)[:, ends]
-    with np.errstate(invalid="ignore"):
-        means = np.diff(sums) / np.diff(counts)
+    sums = np.add.reduceat(np.where(weights > 0, values * weights, 0.0), ends[:-1], axis=1)
+    counts = np.add.reduceat(weights, ends[:-1], axis=1)
+    means = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+    diverged = np.logical_or.accumulate(np.isnan(means) & (counts > 0), axis=1)
     for i in range(1, means.shape[1]):
-        means[:, i] = np.where(np.isnan(means[:, i]), means[:, i - 1], means[:, i])
-    return ends[1:], means
+        means[:, i] = np.where(counts[:, i] > 0, means[:, i], means[:, i - 1])
+    return ends[1:], np.where(diverged, np.nan, means)
 
 
 def learning_curve(
@@ -69,35 +73,58 @@ def learning_curve(
     config: Any = None,
     *,
     name: str | None = None,
-    label: str | None = None,
+    label: str | Sequence[str] | None = None,
     ax: Axes | None = None,
     show_seeds: bool = True,
 ) -> Axes:
     """Draws a metric over training: each seed thin, their IQM bold, its 95 % bootstrap interval as a band.
 
-    metrics: as `train` returns them, of one seed or vmapped over many. config: where given, the x axis counts env
-    steps; without it, or where there are none, updates. name: which metric; None means the return of the episodes, or
-    the first metric of an algorithm that never acts.
+    metrics: as `train` returns them, of one seed, vmapped over many, or over configs and then seeds: `[updates]`,
+    `[seeds, updates]` or `[configs, seeds, updates]`. A sweep of configs gets one line and band each, without the
+    seeds. A line ends where one of its seeds becomes NaN. config: where given, the x axis counts env steps; without it,
+    or where there are none, updates. name: which metric; None means the return of the episodes, or the first metric of
+    an algorithm that never acts. label: for the legend; of a sweep one a config, which are numbered where it is None.
+    Raises ValueError where the axes or the labels are others.
     """
     name = logs.headline(metrics) if name is None else name
+    curves = _curves(metrics, name, label)
     config = config if config is not None and config.env_steps(config.num_updates) else None
     ax = plt.subplots(figsize=(7, 4), layout="constrained")[1] if ax is None else ax
-    updates, values = smooth(metrics, name)
-    x = updates if config is None else np.array([config.env_steps(int(update)) for update in updates])
-    (line,) = ax.plot(x, iqm(values), lw=2, label=label)
-    if len(values) > 1:
-        if show_seeds:
+    for one, text in curves:
+        updates, values = smooth(one, name)
+        x = updates if config is None else np.array([config.env_steps(int(update)) for update in updates])
+        (line,) = ax.plot(x, iqm(values), lw=2, label=text)
+        if len(values) > 1 and show_seeds and len(curves) == 1:
             ax.plot(x, values.T, color=line.get_color(), lw=0.6, alpha=0.35)
-        ax.fill_between(x, *bootstrap_interval(values), color=line.get_color(), alpha=0.2, lw=0)
+        if len(values) > 1:
+            ax.fill_between(x, *bootstrap_interval(values), color=line.get_color(), alpha=0.2, lw=0)
     ax.set_xlabel("updates" if config is None else "env steps")
     ax.set_ylabel(name.replace("_", " "))
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
     if config is not None:
         ax.xaxis.set_major_formatter(lambda value, _: _short(value))
-    if label is not None:
+    if curves[0][1] is not None:
         ax.legend(frameon=False)
     return ax
+
+
+def _curves(
+    metrics: Mapping[str, Any], name: str, label: str | Sequence[str] | None
+) -> Sequence[tuple[Mapping[str, Any], str | None]]:
+    """The metrics of each config with its label; without an axis of configs, all of them with the one label."""
+    shape = np.shape(metrics[name])
+    if len(shape) not in (1, 2, 3):
+        known = "[updates], [seeds, updates] or [configs, seeds, updates]"
+        raise ValueError(f"A learning curve is drawn of {known}, but {name} is {list(shape)}.")
+    if len(shape) < 3:
+        if label is not None and not isinstance(label, str):
+            raise ValueError(f"label must be one name, but is {label!r}.")
+        return [(metrics, label)]
+    labels = [f"config {i}" for i in range(shape[0])] if label is None else label
+    if isinstance(labels, str) or len(labels) != shape[0]:
+        raise ValueError(f"label must be {shape[0]} names, one a config, but is {label!r}.")
+    return [({key: np.asarray(x)[i] for key, x in metrics.items()}, text) for i, text in enumerate(labels)]
 
 
 def runs(folders: Sequence[str | Path], *, name: str | None = None, ax: Axes | None = None) -> Axes:
