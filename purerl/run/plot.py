@@ -104,7 +104,7 @@ def learning_curve(
     ax.spines[["top", "right"]].set_visible(False)
     if config is not None:
         ax.xaxis.set_major_formatter(lambda value, _: _short(value))
-    if curves[0][1] is not None:
+    if any(text is not None for _, text in curves):
         ax.legend(frameon=False)
     return ax
 
