@@ -56,7 +56,7 @@ def main() -> None:
     purerl.use_all_cores()
     folders = {name: options.work / name.replace(" ", "_") for name in VARIANTS}
     learning.prepare(list(folders.values()), options.fresh)
-    facts = provenance.provenance("benchmarks.ablation")
+    facts = provenance.provenance("benchmarks.ablation", devices=True)
     axes = plt.subplots(figsize=(8, 4.5), layout="constrained")[1]
     rows: list[list[Any]] = [["variant", "seed", "mean", "se"]]
     for name, changes in VARIANTS.items():

@@ -103,7 +103,7 @@ def main() -> None:
     purerl.use_all_cores()
     entries = list(all_entries()) if options.all else parse(options.entries)
     prepare([entry.run_folder(options) for entry in entries], options.fresh)
-    facts = provenance.provenance("benchmarks.learning")
+    facts = provenance.provenance("benchmarks.learning", devices=True)
     rows = []
     for entry in entries:
         rows.append(run_entry(entry, options, facts))

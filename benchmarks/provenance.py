@@ -1,4 +1,4 @@
-"""What made a result: the command, the day, the machine, the versions and the code; JAX need not be loaded for it."""
+"""What made a result: the command, day, machine, versions and code; JAX starts only where it is asked."""
 
 import csv
 import datetime
@@ -17,29 +17,31 @@ KEYS = ("command", "date", "machine", "versions", "source")
 _PACKAGES = ("purerl", "jax", "jaxlib", "flax", "optax", "gymnax", "brax", "numpy")
 
 
-def provenance(module: str) -> dict[str, str]:
+def provenance(module: str, *, devices: bool = False) -> dict[str, str]:
     """What one must know of a run of `python -m module` to repeat it, by the names in KEYS.
 
-    source: the hash of the package's code, as `purerl.run.provenance.source_hash` gives it.
+    source: the hash of the package's code, as `purerl.run.provenance.source_hash` gives it. devices: as in `machine`.
     """
     versions = " ".join(f"{name} {version(name)}" for name in _PACKAGES)
     return {
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": machine(),
+        "machine": machine(devices=devices),
         "versions": f"python {platform.python_version()} {versions}",
         "source": source_hash(),
     }
 
 
-def machine() -> str:
-    """CPU model, usable cores, memory and load; where this process has imported JAX, also the devices it runs on."""
+def machine(*, devices: bool = False) -> str:
+    """CPU model, usable cores, memory and load; devices: also those that JAX runs on, which starts JAX."""
     model = next((line.partition(":")[2].strip() for line in _lines("cpuinfo") if line.startswith("model name")), "")
     kib = next((int(line.split()[1]) for line in _lines("meminfo") if line.startswith("MemTotal")), 0)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parts = [model or platform.machine(), f"{cores} cores"]
     parts += [f"{kib / 2**20:.0f} GiB memory"] if kib else []
-    if jax := sys.modules.get("jax"):
+    if devices:
+        import jax  # a process that only starts others stays small without it
+
         parts.append(f"{len(jax.devices())} x {jax.devices()[0].device_kind}")
     return ", ".join([*parts, f"load average {os.getloadavg()[0]:.1f}"])
 
