@@ -158,8 +158,8 @@ def prepare(folders: Sequence[Path], fresh: bool) -> None:
 def source_of(folder: Path) -> str:
     """The hash of the code that began a run, by its config.json; "unknown" where that does not say or is damaged."""
     try:
-        return str(json.loads((folder / "config.json").read_text())["source"])
-    except (ValueError, KeyError):
+        return str(json.loads((folder / "config.json").read_text())["versions"]["source"])
+    except (ValueError, KeyError, TypeError):
         return "unknown"
 
 

@@ -70,6 +70,14 @@ def table(path: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
     return facts, list(csv.DictReader(line for line in lines if not line.startswith("#")))
 
 
+def begun_by(config: Path, source: str) -> dict[str, Any]:
+    """Makes config.json say which code began the run; returns what it holds."""
+    stored = json.loads(config.read_text())
+    stored["versions"]["source"] = source
+    config.write_text(json.dumps(stored))
+    return stored
+
+
 def test_it_writes_what_it_measured(out: Path) -> None:
     """Each entry and variant in its folder, and a row of the summary for it."""
     written = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
@@ -121,17 +129,17 @@ def test_each_file_says_what_made_it(out: Path) -> None:
 def test_the_work_of_other_code_is_refused(call: Call, out: Path, home: Path, capsys: pytest.CaptureFixture) -> None:
     """The same code's finished run is evaluated again; any other is refused, or with --fresh trained anew."""
     config = home / "work" / "q_learning_mdp-cliff_walking_4-6" / "config.json"
-    stored = json.loads(config.read_text())
-    config.write_text(json.dumps({**stored, "source": source_hash()}))
+    stored = begun_by(config, source_hash())
     assert call("q_learning", ENV) == 0 and "Going on from update 6 of 6" in capsys.readouterr().out
     before = (out / "summary.csv").read_bytes()
-    for changed, told in (({"source": "0123456789ab"}, "0123456789ab"), ({"source": None}, "None")):
-        config.write_text(json.dumps({**stored, **changed}))
+    del stored["versions"]["source"]
+    for text, told in ((stored | {"versions": {"source": "0123456789ab"}}, "0123456789ab"), (stored, "unknown")):
+        config.write_text(json.dumps(text))
         message = call("q_learning", ENV)
-        assert isinstance(message, str) and f"(source {told})" in message and "--fresh" in message
-    config.write_text(json.dumps({name: x for name, x in stored.items() if name != "source"}))
-    message = call("q_learning", ENV)
-    assert isinstance(message, str) and f"{config.parent} (source unknown)" in message and "\n" not in message
+        assert isinstance(message, str) and f"{config.parent} (source {told})" in message
+        assert "--fresh" in message and "\n" not in message
+    config.write_text("{")
+    assert "(source unknown)" in call("q_learning", ENV)
     assert (out / "summary.csv").read_bytes() == before
     capsys.readouterr()
     assert call("q_learning", ENV, "--fresh") == 0
@@ -141,8 +149,7 @@ def test_the_work_of_other_code_is_refused(call: Call, out: Path, home: Path, ca
 def test_a_run_of_other_settings_is_one_sentence(
     call: Call, out: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = home / "work" / "q_learning_mdp-cliff_walking_4-6" / "config.json"
-    config.write_text(json.dumps({**json.loads(config.read_text()), "source": source_hash()}))
+    begun_by(home / "work" / "q_learning_mdp-cliff_walking_4-6" / "config.json", source_hash())
     changed = {ENV: settings.Setting({**FIELDS, "gamma": 0.5}, bar=0.0, source="a bar for the test")}
     monkeypatch.setattr(settings, "shipped", lambda name: changed)
     message = call("q_learning", ENV)

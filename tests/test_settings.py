@@ -3,8 +3,10 @@
 import math
 import re
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -164,8 +166,13 @@ def test_train_starts_from_a_users_own_file(
 ) -> None:
     """The file's table counts, flags override it, and it is read for the env that --env names."""
     trained = {}
+
+    def train(algorithm: Any, config: Any, **options: Any) -> Any:
+        trained["config"] = config
+        return types.SimpleNamespace(stop_signal=None)
+
     monkeypatch.setattr(cli.runner, "use_all_cores", lambda: 2)
-    monkeypatch.setattr(cli.runner, "train", lambda algorithm, config, **options: trained.update(config=config))
+    monkeypatch.setattr(cli.runner, "train", train)
     monkeypatch.setattr(cli, "_report", lambda run, folder: None)
     cli.train(["linear_q", "--settings", str(mine), "--gamma", "0.5"])
     assert f"Settings in {mine} of linear_q for MountainCar-v0; flags override them." in capsys.readouterr().out
