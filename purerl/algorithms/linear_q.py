@@ -203,7 +203,7 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
         env_state, t, episodes = env.step(tick, state.env_state, action)
         td_error = td_target(params, t, config) - at_action(q, action)
         gradient = semi_gradient(phi, action, td_error, params)
-        scaled = gradient._replace(weights=step_sizes(config) * gradient.weights)
+        scaled = gradient._replace(weights=jnp.asarray(step_sizes(config)) * gradient.weights)
         params = jax.tree.map(lambda x, change: x + learning_rate * change, params, scaled)
         return state._replace(params=params, env_state=env_state), (jnp.abs(td_error), episodes)
 

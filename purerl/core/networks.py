@@ -42,11 +42,32 @@ def make(
 
     own: None; a flax module, from encoded observations `[*batch, ...]` to `[*batch, num_outputs]`; or a function of
     num_outputs that gives one.
+    Raises TypeError where such a function gives no flax module, and ValueError where the user's module gives another
+    shape, with one batch axis, with two, or without any.
     """
-    rank = 1 if isinstance(obs_space, Discrete) else len(obs_space.shape)
-    layers = Layers(hidden_sizes, activation, num_outputs, rank, head_scale, layer_norm)
-    body = layers if own is None else own if isinstance(own, nn.Module) else own(num_outputs)
-    return Network(obs_space, body)
+    if own is None:
+        rank = 1 if isinstance(obs_space, Discrete) else len(obs_space.shape)
+        return Network(obs_space, Layers(hidden_sizes, activation, num_outputs, rank, head_scale, layer_norm))
+    body = own if isinstance(own, nn.Module) else own(num_outputs)
+    if not isinstance(body, nn.Module):
+        raise TypeError(f"{own!r} must give a flax module for {num_outputs} outputs, but gives {body!r}.")
+    network = Network(obs_space, body)
+    _check_outputs(network, num_outputs)
+    return network
+
+
+def _check_outputs(network: "Network", num_outputs: int) -> None:
+    """Traces shapes alone."""
+    space, key = network.obs_space, jax.eval_shape(lambda: jax.random.key(0))
+    for batch in ((), (2,), (2, 3)):
+        obs = jax.ShapeDtypeStruct((*batch, *space.shape), space.dtype)
+        output, _ = jax.eval_shape(network.init_with_output, key, obs)
+        if getattr(output, "shape", None) != (*batch, num_outputs):
+            got = list(output.shape) if hasattr(output, "shape") else repr(output)
+            raise ValueError(
+                f"A network of your own, {type(network.body).__name__}, must give {[*batch, num_outputs]} for "
+                f"observations {list(obs.shape)}, but gives {got}."
+            )
 
 
 def init(key: PRNGKey, *networks: "Network") -> tuple[Any, ...]:

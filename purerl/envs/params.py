@@ -20,10 +20,8 @@ def complete(env: Env, given: Any, name: Any) -> Any:
     if given is None:
         return default
     if isinstance(given, Mapping) and (fields := _fields(default)) is not None:
-        if unknown := [str(field) for field in given if field not in fields]:
-            raise ValueError(
-                f"env_params of {name} have no {', '.join(unknown)}: they have {', '.join(map(str, fields))}."
-            )
+        if unknown := [str(field) for field in given if str(field) not in fields]:
+            raise ValueError(f"env_params of {name} have no {', '.join(unknown)}: they have {', '.join(fields)}.")
         return {**default, **given} if isinstance(default, Mapping) else _replace(default, dict(given))
     if (got := jax.tree.structure(given)) != (want := jax.tree.structure(default)):
         raise ValueError(
@@ -53,10 +51,10 @@ def own_values(env: Env, params: Any, num_envs: int) -> Any:
     return jax.tree_util.tree_map_with_path(has_own, params, env.default_params)
 
 
-def _fields(params: Any) -> list[Any] | None:
+def _fields(params: Any) -> list[str] | None:
     """The names of which params are made, or None where they have none."""
     if isinstance(params, Mapping):
-        return list(params)
+        return [str(name) for name in params]
     if hasattr(params, "_fields"):
         return list(params._fields)
     return [field.name for field in dataclasses.fields(params)] if dataclasses.is_dataclass(params) else None
@@ -68,4 +66,4 @@ def _replace(params: Any, changes: dict[str, Any]) -> Any:
 
 def _described(params: Any, structure: Any) -> str:
     fields = _fields(params)
-    return f"the structure {structure}" if fields is None else f"the fields {', '.join(map(str, fields))}"
+    return f"the structure {structure}" if fields is None else f"the fields {', '.join(fields)}"

@@ -58,8 +58,8 @@ def expected_value(mdp: MDP, value: Float[Array, " S"]) -> Float[Array, "S A"]:
 def approach(mdp: MDP, allowed: Bool[Array, "S A"]) -> Float[Array, "S A"]:
     """The probability that an action takes one of the fewest steps to an end; -1 for one that is not allowed.
 
-    Steps are counted along allowed actions, as if chance were kind. Where an end can be reached at all, whoever always
-    takes the action with the greatest such probability reaches one with probability 1: it is never 0.
+    Steps are counted along allowed actions, as if chance were kind. Where allowed actions lead from every state to an
+    end, one of each state's has a probability above 0, and whoever always takes the greatest reaches an end for sure.
     """
     possible = (mdp.probability > 0) & allowed[..., None]
 

@@ -25,7 +25,8 @@ def policy_value(mdp: MDP, policy: Any, gamma: float) -> np.ndarray:
 def optimal_value(mdp: MDP, gamma: float) -> np.ndarray:
     """V* `[S]`: policy iteration with linear solves in float64 on the host, until no action is better.
 
-    Raises ValueError where gamma is 1 and a policy that never terminates is as good as any: V* may then be infinite.
+    At gamma = 1 that of the best policy that terminates. Raises ValueError where none does from every state, and where
+    going on for ever pays without end.
     """
     transition, reward = _going_on(mdp)
     # The uniform policy terminates wherever any policy can, so its value exists at gamma = 1 as well.
