@@ -11,7 +11,13 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-ALGORITHMS = ("dqn", "linear_q", "ppo", "pqn", "q_learning", "sarsa", "td", "value_iteration")
+# In the order in which one leads to the next.
+FAMILIES = {
+    "tables": ("value_iteration", "td", "q_learning", "sarsa"),
+    "value functions": ("linear_q", "dqn", "pqn"),
+    "policy gradients": ("ppo",),
+}
+ALGORITHMS = tuple(name for family in FAMILIES.values() for name in family)
 
 _HOMES = {name: f"purerl.algorithms.{name}" for name in ALGORITHMS} | {
     "envs": "purerl.envs",
@@ -27,7 +33,7 @@ _HOMES = {name: f"purerl.algorithms.{name}" for name in ALGORITHMS} | {
     "tuned": "purerl.run.settings:tuned",
     "use_all_cores": "purerl.run.runner:use_all_cores",
 }
-__all__ = ["ALGORITHMS", *_HOMES]
+__all__ = ["ALGORITHMS", "FAMILIES", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -140,7 +140,6 @@ CASES = {
         ValueError,
         "env_params of CartPole-v1 have no masspol: they have .*gravity, masscart, ",
     ),
-    "a class for a network": (dqn, {"q_network": nn.Dense}, TypeError, "q_network must be a flax module or a function"),
     "a number for a network": (ppo, {"actor_network": 64}, TypeError, "actor_network must be a flax module.* 64"),
     "unknown field": (ppo, {"lr": 1e-3}, TypeError, "unexpected keyword argument 'lr'"),
 }

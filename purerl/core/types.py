@@ -173,7 +173,7 @@ def _validate_static(name: str, value: Any, default: Any, metadata: Any) -> None
     if name.endswith(".env"):
         return
     if metadata.get("network"):
-        if not (value is None or callable(value)) or isinstance(value, type) or not isinstance(value, Hashable):
+        if not (value is None or callable(value)) or not isinstance(value, Hashable):
             raise TypeError(
                 f"{name} must be a flax module or a function of the number of outputs that gives one, and hashable, "
                 f"but is {value!r}."

@@ -25,8 +25,8 @@ def complete(env: Env, given: Any, name: Any) -> Any:
         return {**default, **given} if isinstance(default, Mapping) else _replace(default, dict(given))
     if (got := jax.tree.structure(given)) != (want := jax.tree.structure(default)):
         raise ValueError(
-            f"env_params must be made like the defaults of {name}, with {_described(default, want)}, or be a dictionary "
-            f"of those to change, but have {_described(given, got)}."
+            f"env_params must be made like the defaults of {name}, with {_described(default, want)}, or be a "
+            f"dictionary of those to change, but have {_described(given, got)}."
         )
     return given
 

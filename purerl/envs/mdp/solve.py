@@ -48,7 +48,7 @@ def _going_on(mdp: MDP) -> tuple[np.ndarray, np.ndarray]:
     Probabilities sum to 1 in float64: those in float32 may sum to a little more, and a policy that never terminates
     would earn from that.
     """
-    transition, reward = (np.asarray(x, np.float64) for x in _dense(mdp))
+    transition, reward = _dense(mdp)
     transition = transition / transition.sum(-1, keepdims=True) * ~np.asarray(mdp.terminal)[:, None, None]
     return transition, (transition * reward).sum(-1)
 
@@ -68,16 +68,17 @@ def _check_ends(transition: np.ndarray, terminal: np.ndarray) -> None:
 def dense(mdp: MDP) -> MDP:
     """The same MDP as S x A x S tables."""
     transition, reward = _dense(mdp)
-    return mdp._replace(successor=None, probability=jnp.asarray(transition), reward=jnp.asarray(reward))
+    return mdp._replace(successor=None, probability=jnp.float32(transition), reward=jnp.float32(reward))
 
 
 def _dense(mdp: MDP) -> tuple[np.ndarray, np.ndarray]:
-    probability, reward = np.asarray(mdp.probability), np.asarray(mdp.reward)
+    """Probabilities and rewards `[S, A, S]` in float64."""
+    probability, reward = np.asarray(mdp.probability, np.float64), np.asarray(mdp.reward, np.float64)
     if mdp.successor is None:
         return probability, reward
     S, A, _ = probability.shape
     index = (*np.ogrid[:S, :A, :1][:2], np.asarray(mdp.successor))
-    transition, total = np.zeros((2, S, A, S), np.float32)
+    transition, total = np.zeros((2, S, A, S))
     np.add.at(transition, index, probability)
     np.add.at(total, index, probability * reward)  # a successor named twice gets its mean reward
     return transition, np.divide(total, transition, out=np.zeros_like(total), where=transition > 0)
