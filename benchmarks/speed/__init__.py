@@ -1,0 +1,26 @@
+"""How fast purerl trains, against rejax 0.1.3 on the same work, and where its time and memory go.
+
+    python -m benchmarks.speed                        every case
+    python -m benchmarks.speed ppo-1 dqn-1            some of them
+    python -m benchmarks.speed --quick --out DIR      a functional check in a few minutes: its numbers mean nothing
+
+Cases:
+    ppo-1, ppo-16, dqn-1   env steps per second, tracing, compiling, peak memory; purerl and rejax take turns
+    profile                where an update of one seed of PPO spends its time, kernel by kernel, in purerl and in rejax
+    import                 seconds until each library can be used, in a fresh process
+    shares                 what part of an update is env, policy, gradient steps; their share of the matmul peak
+    replay                 bytes per stored transition; DQN's speed with a full memory of 1e4 and of 1e6 transitions
+    metrics                bytes of the metrics that `train` returns, for small and large updates
+    tabular                env steps per second of 1,000 seeds of Q-learning on FrozenLake, and of the env alone
+    planning               seconds of one sweep of value iteration over 100,000 states with 4 actions and 4 successors
+    pqn                    PQN's env steps per second on CartPole and Breakout over DQN's, each with its tuned settings
+
+rejax is started as it comes, with NPROC, and with the devices and the flags that purerl gives itself; against the first
+two and against the last there is a ratio each.
+
+The libraries need different versions of gymnax, so each works in a process of its own, which reads requests and
+writes answers as lines of JSON; only one of them works at a time. rejax's virtual environment is made on first use.
+Writes speed.csv and speed.md, which hold this run's cases and no others; speed.md says how long each case took.
+
+A library is one file in `sides`, a line in `cases.LIBRARIES`, and its starts in `measure`.
+"""
