@@ -13,7 +13,8 @@ from benchmarks.speed.report import Report
 from benchmarks.speed.workers import ROOT, Start, Worker, WorkerError
 
 # Seconds of three repetitions. Of rejax as it comes the start with NPROC is the faster by its median, although the
-# other has the fastest single run. The medians of the ratios are 2.5 and 1.25; the ratios of the medians would be 2 and 1.5.
+# other has the fastest single run. The medians of the ratios are 2.5 and 1.25, where ratios of medians would be 2 and
+# 1.5.
 SECONDS = {
     "purerl": [1.0, 2.0, 4.0],
     "rejax": [1.0, 9.0, 90.0],

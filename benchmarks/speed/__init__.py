@@ -1,6 +1,6 @@
 """How fast purerl trains, against rejax 0.1.3 on the same work, and where its time and memory go.
 
-    python -m benchmarks.speed                        every case
+    python -m benchmarks.speed                        every case; about twenty minutes on two idle cores
     python -m benchmarks.speed ppo-1 dqn-1            some of them
     python -m benchmarks.speed --quick --out DIR      a functional check in a few minutes: its numbers mean nothing
 

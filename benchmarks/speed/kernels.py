@@ -20,9 +20,9 @@ _PLAIN_RUNS = 5
 class Instruction(NamedTuple):
     """One instruction of a compiled program.
 
-    kind: its opcode. shape: of its result. what: the JAX operation that it comes from, the last one
-    where several were fused, "" where unknown.
-    home: the computation that it stands in. calls: the computations that it runs. turns: of a loop, where known.
+    kind: its opcode. shape: of its result. what: the JAX operation that it comes from, the last one where several were
+    fused, "" where unknown. home: the computation that it stands in. calls: the computations that it runs. turns: of a
+    loop, where known.
     """
 
     kind: str
