@@ -90,6 +90,11 @@ def test_without_rejax_nothing_is_compared() -> None:
     assert not found.rows and not found.words
 
 
+def test_words_do_not_call_a_loss_a_gain() -> None:
+    slower, faster = report.Ratio("rejax", [1.1]), report.Ratio("rejax, equal", [1.4])
+    assert "it is 1.40 times: they do not help rejax" in report.in_words("dqn-1", slower, faster)
+
+
 # A program as XLA prints it, cut down: 11 updates, each with a loop of 128 turns that holds a fused matrix product.
 PROGRAM = """\
 HloModule jit_train, is_scheduled=true

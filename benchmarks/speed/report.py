@@ -110,10 +110,13 @@ def ratio(ours: list[float], rivals: Mapping[str, list[float]]) -> Ratio:
 
 def in_words(case: str, as_it_comes: Ratio, equal: Ratio) -> str:
     """What the two ratios of a case mean for a user."""
+    if equal.median < as_it_comes.median:
+        left = f"{equal.median:.2f} times remain; the difference of the two is what purerl sets up by itself."
+    else:
+        left = f"it is {equal.median:.2f} times: they do not help rejax here."
     return (
         f"{case}: without doing anything, a user of purerl gets {as_it_comes.median:.2f} times the env steps per "
-        f"second of a user of rejax ({as_it_comes.rival}). Once rejax is handed the same devices and XLA flags, "
-        f"{equal.median:.2f} times remain; the difference of the two is what purerl sets up by itself."
+        f"second of a user of rejax ({as_it_comes.rival}). Once rejax is handed the same devices and XLA flags, {left}"
     )
 
 
