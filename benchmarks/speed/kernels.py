@@ -103,8 +103,9 @@ def parse(program: str) -> dict[str, Instruction]:
 
 def readable(origin: str) -> str:
     """The end of the path of JAX operations, less program, loops and calls: "jvp(Network)/Dense_1/dot_general"."""
-    left_out = {"while", "body", "closed_call", "cond"}
-    return "/".join([part for part in origin.split("/")[1:] if part not in left_out][-3:])
+    program, *parts = origin.split("/")
+    left_out = {program, "while", "body", "closed_call", "cond"}
+    return "/".join([part for part in parts if part not in left_out][-3:])
 
 
 def summarize(

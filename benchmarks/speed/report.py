@@ -1,14 +1,12 @@
 """What was found, the ratios and shares that follow from it, and the two files that show it."""
 
-import csv
 import dataclasses
-import io
-import os
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.provenance import write_csv
 from benchmarks.speed.cases import SAME_WORK, STARTS
 
 COLUMNS = ["case", "side", "measure", "unit", "repeats", "median", "min", "max"]
@@ -197,14 +195,10 @@ def number(value: float) -> str:
 
 def write(report: Report, out: Path) -> None:
     """speed.csv (facts as comment lines, then one row for each case, side and measure) and speed.md, each whole."""
-    out.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO()
-    text.writelines(f"# {name}: {fact}\n" for name, fact in report.facts.items())
-    csv.writer(text, lineterminator="\n").writerows([COLUMNS, *(row.cells() for row in report.rows)])
-    for name, content in (("speed.csv", text.getvalue()), ("speed.md", "\n".join(markdown(report)) + "\n")):
-        unfinished = out / f"{name}.unfinished"
-        unfinished.write_text(content)
-        os.replace(unfinished, out / name)
+    write_csv(out / "speed.csv", report.facts, [COLUMNS, *(row.cells() for row in report.rows)])
+    unfinished = out / "speed.md.tmp"
+    unfinished.write_text("\n".join(markdown(report)) + "\n")
+    unfinished.replace(out / "speed.md")
 
 
 def markdown(report: Report) -> list[str]:

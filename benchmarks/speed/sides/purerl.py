@@ -15,8 +15,8 @@ import purerl
 from benchmarks.speed import kernels
 from benchmarks.speed.cases import DQN, DQN_PREFILL, DQN_TARGET_PERIOD, DQN_UPDATE, PPO, PROFILE_UPDATES, WORK, Work
 from benchmarks.speed.sides import Side, compile_timed, serve
-from purerl import dqn, mdp, ppo, runner, value_iteration
-from purerl.core import checks, envs, optimize
+from purerl import dqn, envs, mdp, ppo, q_learning, runner, value_iteration
+from purerl.core import optimize
 from purerl.core.rollout import unroll
 
 
@@ -34,7 +34,8 @@ class Purerl(Side):
         """One seed: the algorithm's `train`."""
         purerl.use_all_cores()
         config = make_config(work.algorithm, work.steps(quick))
-        self.compiled, seconds = compile_timed(getattr(purerl, work.algorithm).train, jax.random.key(0), config)
+        train = jax.jit(getattr(purerl, work.algorithm).train)
+        self.compiled, seconds = compile_timed(train, jax.random.key(0), config)
         self.train = lambda seed: jax.block_until_ready(self.compiled(jax.random.key(seed), config))
         return seconds
 
@@ -97,19 +98,15 @@ class Purerl(Side):
     def build_env_alone(self, env: str, seeds: int, env_steps: int) -> None:
         """Prepares `rate`: steps of the env with uniform actions, seeds spread over the devices as the runner does."""
         purerl.use_all_cores()
-        made, spec, num_steps = envs.make(env), jax.sharding.PartitionSpec("seeds"), 1000
-        space = made.action_space(made.default_params)
-
-        def act(key: Any, obs: Any) -> Any:
-            return space.sample(key, obs.shape[0])
+        bound = envs.bind(q_learning.Config(env=env))
+        spec, num_steps = jax.sharding.PartitionSpec("seeds"), 1000
 
         def play(key: Any) -> Any:
             def chunk(state: Any, key: Any) -> Any:
-                state, _, episodes = unroll(key, made, made.default_params, state, act, num_steps)
+                state, _, episodes = unroll(key, bound, state, lambda key, obs: bound.sample(key), num_steps)
                 return state, episodes
 
-            start = envs.reset(key[None], made, made.default_params)
-            return jax.lax.scan(chunk, start, jax.random.split(key, env_steps // num_steps))[1]
+            return jax.lax.scan(chunk, bound.reset(key), jax.random.split(key, env_steps // num_steps))[1]
 
         mesh = jax.make_mesh((len(jax.devices()),), ("seeds",), axis_types=(jax.sharding.AxisType.Auto,))
         many = jax.shard_map(jax.vmap(play), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
@@ -179,7 +176,8 @@ class Purerl(Side):
 def make_config(algorithm: str, env_steps: int, **changes: Any) -> Any:
     """purerl's Config of the work that both libraries do."""
     if algorithm == "ppo":
-        like_rejax = {"anneal_learning_rate": False, "clip_value": True, "hidden_sizes": (64, 64), "activation": "tanh"}
+        towers = {"actor_hidden_sizes": (64, 64), "critic_hidden_sizes": (64, 64), "activation": "tanh"}
+        like_rejax = {"anneal_learning_rate": False, "clip_value": True, **towers}
         return ppo.Config(**{"env": "CartPole-v1", "total_timesteps": env_steps, **PPO, **like_rejax, **changes})
     loop = {"num_steps": 1, "gradient_steps": 1, "iterations_per_update": DQN_UPDATE, "learning_starts": DQN_PREFILL}
     target = {"double_q": True, "target_update_period": DQN_TARGET_PERIOD}
@@ -223,8 +221,8 @@ def unroll_step(num_steps: int, act: Callable[[Any, Any, Any], Any]) -> Callable
     """A Part's step: num_steps env steps with the actions act(key, obs, fixed); fixed begins with the Config."""
 
     def step(key: Any, env_state: Any, fixed: Any) -> tuple[Any, Any]:
-        env, env_params = checks.env(fixed[0]), checks.env_params(fixed[0])
-        env_state, *output = unroll(key, env, env_params, env_state, lambda key, obs: act(key, obs, fixed), num_steps)
+        env = envs.bind(fixed[0])
+        env_state, *output = unroll(key, env, env_state, lambda key, obs: act(key, obs, fixed), num_steps)
         return env_state, output
 
     return step
@@ -285,14 +283,14 @@ def dqn_parts(config: Any) -> dict[str, Part]:
 
 def gradient_flops(algorithm: str, config: Any) -> int:
     """FLOPs of the matrix products in one update's gradient steps; everything else counts as nothing."""
-    obs_space, action_space = checks.spaces(config)
-    assert isinstance(action_space, envs.Discrete)
-    body = (math.prod(obs_space.shape), *config.hidden_sizes)
+    env = envs.bind(config)
+    obs_size = math.prod(env.obs_space.shape)
     if algorithm == "ppo":
         batch = config.num_envs * config.num_steps // config.num_minibatches
-        towers = network_flops((*body, action_space.n), batch, True) + network_flops((*body, 1), batch, True)
-        return config.num_epochs * config.num_minibatches * towers
-    sizes = (*body, action_space.n)
+        towers = ((*config.actor_hidden_sizes, env.num_actions), (*config.critic_hidden_sizes, 1))
+        flops = sum(network_flops((obs_size, *tower), batch, True) for tower in towers)
+        return config.num_epochs * config.num_minibatches * flops
+    sizes = (obs_size, *config.hidden_sizes, env.num_actions)
     # The target network values the next observation, and with double Q the network itself chooses the action there.
     next_obs = (1 + config.double_q) * network_flops(sizes, config.batch_size, False)
     per_step = network_flops(sizes, config.batch_size, True) + next_obs
