@@ -121,7 +121,7 @@ ENTRY %main (s: f32[4]) -> f32[4] {
 
 
 def test_kernels_of_an_update() -> None:
-    """Loops are no kernels, what runs once a training is left out, and the median stands for all calls."""
+    """Loops are no kernels, what runs once a training is left out, and the fastest call stands for all."""
     seconds = {"while.1": [1.0], "while.2": [0.1] * 11, "init.1": [0.5]}
     seconds |= {"ynn_fusion": [3e-6, 2e-6, 1e-6, 99.0] * 352, "copy.1": [1e-6] * 1408, "add.3": [4e-6] * 11}
     found = {x["name"]: x for x in kernels.summarize(seconds, kernels.parse(PROGRAM), 11)}
@@ -133,7 +133,7 @@ def test_kernels_of_an_update() -> None:
         "loop": "128",
         "product": True,
         "calls": 128.0,
-        "seconds": pytest.approx(2.5e-6),
+        "seconds": 1e-6,
     }
     assert [found["add.3"][x] for x in ("loop", "what", "product", "calls")] == ["", "add", False, 1.0]
     assert not found["copy.1"]["product"]

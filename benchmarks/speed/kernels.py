@@ -1,13 +1,12 @@
 """Where a compiled program spends its time: the kernels that XLA's CPU backend ran, from a trace of jax.profiler.
 
 A trace slows the program down several times over, since most kernels take less than it takes to write them down. So the
-time of each kernel is the median over its calls, less that of the cheapest kernel of all, which does next to nothing;
-what an untraced update takes beyond the sum is the price of starting its kernels one after the other. The untraced time
-is the fastest of many, since a median over calls leaves out what other processes took as well.
+time of each kernel is that of its fastest call, less that of the cheapest kernel of all, which does next to nothing;
+what the fastest untraced update takes beyond the sum is the price of starting its kernels one after the other. Every
+call of a kernel does the same work, and what makes one slower is mostly other processes.
 """
 
 import re
-import statistics
 import tempfile
 import time
 from collections import defaultdict
@@ -35,11 +34,11 @@ class Instruction(NamedTuple):
 
 
 def profile(train: Callable[[], Any], program: str, updates: int) -> dict[str, Any]:
-    """Runs `train` untraced and traced: seconds of an untraced update, and the kernels of one update.
+    """Runs `train` untraced and traced: seconds of the fastest untraced update, and the kernels of one update.
 
     program: the text of the compiled program that `train` runs. updates: the turns of its outer loop, which no other
     loop has. Each kernel: name, shape, what, loop ("128 > 5": in a loop of 5 turns in one of 128, within an update),
-    product (whether it holds a matrix product), calls of one update, seconds of one call as traced.
+    product (whether it holds a matrix product), calls of one update, seconds of its fastest call as traced.
     """
     import jax
 
@@ -124,11 +123,11 @@ def summarize(
         if updates not in turns:
             continue
         loop = " > ".join(str(x or "?") for x in turns[turns.index(updates) + 1 :])
-        calls, median = len(seconds[name]) / updates, statistics.median(seconds[name])
+        calls = len(seconds[name]) / updates
         kind, shape, what, _, runs, _ = instructions[name]
         facts = {"name": name, "shape": shape, "what": what, "loop": loop}
         product = kind == "dot" or not products.isdisjoint(runs)
-        kernels.append({**facts, "product": product, "calls": calls, "seconds": median})
+        kernels.append({**facts, "product": product, "calls": calls, "seconds": min(seconds[name])})
     return kernels
 
 
