@@ -1,6 +1,6 @@
 """Exact MDPs: the tables against what is known of them, planners against linear solves, sampling against the tables."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ import pytest
 from scipy import stats
 
 from purerl import envs, mdp
-from purerl.algorithms import value_iteration
+from purerl.algorithms import linear_q, value_iteration
+from purerl.envs.mdp.model import _draw, approach
 from purerl.mdp import MDP, Tabular
 
 KEY = jax.random.key(0)
@@ -48,6 +49,57 @@ def test_known_values() -> None:
     lake, cliff = MODELS["mdp/frozen_lake_4x4_slippery"], MODELS["mdp/cliff_walking"]
     assert mdp.optimal_value(lake, 0.99)[0] == pytest.approx(0.542, abs=5e-4)
     assert mdp.optimal_value(cliff, 1.0)[36] == pytest.approx(-13)
+
+
+def swept_value(model: MDP, gamma: float) -> np.ndarray:
+    """V* by sweeps of eq. 4.10 in float64 from V = 0 until none moves it by 1e-13 of its size: shares no code."""
+    following = np.arange(model.num_states) if model.successor is None else np.asarray(model.successor)
+    probability, reward = np.asarray(model.probability, np.float64), np.asarray(model.reward, np.float64)
+    probability /= probability.sum(-1, keepdims=True)
+    value, ends = np.zeros(model.num_states), np.asarray(model.terminal)
+    for _ in range(100_000):
+        old, q = value, (probability * (reward + gamma * value[following])).sum(-1)
+        value = np.where(ends, 0.0, q.max(-1))
+        if np.abs(value - old).max() <= 1e-13 * np.abs(value).max():
+            return value
+    raise AssertionError("The sweeps do not converge.")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("gamma", [0.99, 1.0])
+@pytest.mark.parametrize("name", MODELS)
+def test_optimal_value_returns(name: str, gamma: float) -> None:
+    """Where many actions are equally good, as in a lake or in rooms at gamma = 1, it ends, at what sweeps converge to.
+
+    At gamma = 1 the policy must end as well: in a lake a step on the spot ties with the way out.
+    """
+    model = MODELS[name]
+    np.testing.assert_allclose(mdp.optimal_value(model, gamma), swept_value(model, gamma), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e4, 1e8])
+def test_optimal_value_has_no_scale(scale: float) -> None:
+    """Rewards of any size: what rounding makes of equal actions grows with them."""
+    for seed in range(5):
+        model = mdp.garnet(jax.random.key(seed), 30, 4, 4)
+        model = model._replace(reward=model.reward * scale)
+        np.testing.assert_allclose(mdp.optimal_value(model, 0.99), swept_value(model, 0.99), rtol=1e-8)
+
+
+@pytest.mark.timeout(20)
+def test_endless_policies_have_no_value() -> None:
+    """At gamma = 1: staying in state 0 of TWO is refused, not solved; it pays 1 a step, so V* is infinite."""
+    with pytest.raises(ValueError, match=r"gamma = 1 needs a policy that terminates .* from state 0 this one never"):
+        mdp.policy_value(TWO, [[1, 0], [1, 0]], 1.0)
+    with pytest.raises(ValueError, match="from state 0 this one never does"):
+        mdp.optimal_value(TWO, 1.0)
+    # In float32 the rows of a slippery lake sum to more than 1, so that I - P can be inverted for a policy with no end.
+    lake = MODELS["mdp/frozen_lake_8x8_slippery"]
+    with pytest.raises(ValueError, match="terminates from every state"):
+        mdp.policy_value(lake, np.tile([0, 0, 0, 1], (64, 1)), 1.0)
+    with pytest.raises(ValueError, match="terminates from every state"):
+        mdp.optimal_value(mdp.garnet(KEY, 5, 2, 2), 1.0)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -104,7 +156,7 @@ def test_env_samples_the_table(model: MDP) -> None:
 def test_draw_never_gives_what_is_impossible() -> None:
     """Float sums of many equal parts end short of 1, and what is left must not fall on an entry of probability 0."""
     probability = jnp.concatenate([jnp.full(999, 1 / 999), jnp.zeros(3)])
-    drawn = jax.vmap(lambda key: mdp._draw(key, probability))(jax.random.split(KEY, 20_000))
+    drawn = jax.vmap(lambda key: _draw(key, probability))(jax.random.split(KEY, 20_000))
     assert drawn.min() >= 0 and drawn.max() < 999
     assert stats.chisquare(np.bincount(drawn, minlength=999)).pvalue > 1e-3
 
@@ -203,7 +255,7 @@ class Rare:
 
 def test_from_env_of_ones_own() -> None:
     assert mdp.from_env(Rare(0.0)).num_states == 5
-    with pytest.raises(ValueError, match="random in a way that from_env does not know"):
+    with pytest.raises(ValueError, match="random in a way that is not known of it"):
         mdp.from_env(Rare(0.3))
     np.testing.assert_array_equal(mdp.from_env("mdp/cliff_walking").successor, MODELS["mdp/cliff_walking"].successor)
 
@@ -212,8 +264,8 @@ def test_from_env_of_ones_own() -> None:
     ("env", "message"),
     [
         ("CartPole-v1", r"CartPole-v1 has at least \d+ states, more than max_states = 500: .*linear_q or dqn"),
-        ("Catch-bsuite", "Catch-bsuite are random in a way that from_env does not know.*learn from samples"),
-        ("Pendulum-v1", "from_env lists states and actions, but Pendulum-v1 has the action space Box"),
+        ("Catch-bsuite", "Catch-bsuite are random in a way that is not known of it.*learn from samples"),
+        ("Pendulum-v1", "Tables list states and actions, but Pendulum-v1 has the action space Box"),
     ],
 )
 def test_from_env_refuses(env: str, message: str) -> None:
@@ -243,6 +295,74 @@ def test_planners_reach_the_optimum(name: str, policy_iteration: bool) -> None:
     act = value_iteration.policy(state, config)
     actions = np.array([act(KEY, s) for s in range(len(best))])
     np.testing.assert_allclose(mdp.policy_value(MODELS[name], np.eye(4)[actions], 0.95), best, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy_iteration", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_earns_its_value_without_discount(name: str, policy_iteration: bool) -> None:
+    """At gamma = 1 the greedy policy ends and gets what V says: where actions tie it does not step on the spot."""
+    config, model = value_iteration.Config(env=name, policy_iteration=policy_iteration, gamma=1.0), MODELS[name]
+    state, _ = value_iteration.train(KEY, config)
+    actions = np.asarray(value_iteration.greedy_actions(state.params, config))
+    exact = mdp.policy_value(model, np.eye(model.num_actions)[actions], 1.0)
+    start, best = np.argmax(model.start), mdp.optimal_value(model, 1.0)
+    np.testing.assert_allclose(exact[start], state.params[start], atol=1e-5)
+    np.testing.assert_allclose(exact, best, rtol=1e-6, atol=1e-6)
+
+
+def test_greedy_prefers_the_better_over_the_nearer() -> None:
+    """Cells 0 1 2 3 with ends on both sides, 1 for the right one, gamma = 1/10: V = 1/10, 1, and not the left end."""
+    walk = mdp.grid(("HS.G",), {"G": 1.0}, ends="HG")
+    config = value_iteration.Config(env=Tabular(walk), gamma=0.1)
+    value = value_iteration.train(KEY, config).state.params
+    np.testing.assert_allclose(value, [0, 0.1, 1, 0], rtol=1e-6)
+    assert value_iteration.greedy_actions(value, config)[1:3].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("model", [TWO, mdp.dense(TWO)], ids=["sparse", "dense"])
+def test_approach_by_hand(model: MDP) -> None:
+    """From state 0 the end is one step away, by action 1 with a half; where only staying is allowed there is none."""
+    both = jnp.ones((2, 2), bool)
+    np.testing.assert_allclose(approach(model, both)[0], [0, 0.5])
+    np.testing.assert_allclose(approach(model, both.at[0, 1].set(False))[0], [0, -1])
+
+
+def products(jaxpr: Any) -> list[Any]:
+    """Every matrix product in a program, those in its loops and calls included."""
+    inner = [
+        x for eqn in jaxpr.eqns for p in jax.tree.leaves(list(eqn.params.values())) if (x := getattr(p, "jaxpr", p))
+    ]
+    found = [eqn for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    return found + [eqn for x in inner if hasattr(x, "eqns") for eqn in products(x)]
+
+
+@pytest.mark.parametrize("policy_iteration", [False, True])
+@pytest.mark.parametrize(("is_dense", "num"), [(False, 1), (True, 2)])
+def test_products_of_tables_are_exact(is_dense: bool, num: int, policy_iteration: bool) -> None:
+    """Accelerators round factors to 10 bits unless told not to: an error of 0.01 in a lake's V. Told at every one.
+
+    num: the fewest there are, P V of a dense table and the start's value.
+    """
+    env = Tabular(mdp.dense(TWO) if is_dense else TWO)
+    config = value_iteration.Config(env=env, policy_iteration=policy_iteration)
+    state = value_iteration.init(KEY, config)
+    assert_exact(jax.make_jaxpr(value_iteration.update)(state, config), num)
+
+
+@pytest.mark.parametrize(("features", "num"), [("tile", 2), ("fourier", 4), ("one_hot", 2)])
+def test_products_of_linear_features_are_exact(features: str, num: int) -> None:
+    """num: Q of this observation and of the next, and the angles of Fourier features."""
+    env = "mdp/cliff_walking" if features == "one_hot" else "MountainCar-v0"
+    config = linear_q.Config(env=env, features=features, num_steps=2)
+    state = jax.eval_shape(linear_q.init, KEY, config)
+    assert_exact(jax.make_jaxpr(linear_q.update)(state, config), num)
+
+
+def assert_exact(program: Any, num: int) -> None:
+    found = products(program.jaxpr)
+    assert len(found) >= num
+    for eqn in found:
+        assert eqn.params["precision"] == (jax.lax.Precision.HIGHEST,) * 2, eqn
 
 
 @pytest.mark.parametrize("policy_iteration", [False, True])
