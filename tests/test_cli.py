@@ -1,12 +1,21 @@
 """The command line as its users call it: what it prints, what it leaves, and one sentence where the input is wrong."""
 
+import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import matplotlib.image
+import numpy as np
 import pytest
 
+from purerl import plot
 from purerl.run import cli, runner
+from purerl.run import folder as run_folder
 from tests import tiny
 
 TINY = [
@@ -37,8 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_train_leaves_a_run(folder: Path) -> None:
-    assert {path.name for path in folder.iterdir()} == {"config.json", "metrics.csv", "curve.png", "checkpoints"}
-    _, config, seeds = runner.read_config(folder)
+    assert {path.name for path in folder.iterdir()} == {
+        ".lock",
+        "config.json",
+        "metrics.csv",
+        "curve.png",
+        "checkpoints",
+    }
+    _, config, seeds, _ = run_folder.load(folder)
     assert config == tiny.config(tiny_ppo(), learning_rate=1e-3) and seeds == [0, 1, 2]
     assert matplotlib.image.imread(folder / "curve.png").std() > 0
 
@@ -61,7 +76,7 @@ def test_an_env_may_need_other_flags(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     """Tile features, the default, do not cover numbered states, so the env alone would be refused."""
     flags = ("--env", "mdp/gridworld", "--features", "one_hot", "--total-timesteps", "2000", "--num-seeds", "1")
     call(monkeypatch, "train", "linear_q", *flags, "--out", str(tmp_path / "run"))
-    assert runner.read_config(tmp_path / "run")[1].env == "mdp/gridworld"
+    assert run_folder.load(tmp_path / "run")[1].env == "mdp/gridworld"
 
 
 def tiny_ppo():
@@ -101,6 +116,108 @@ def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) ->
         assert text in printed
 
 
+ALGORITHM = '''"""Sweeps of one's own."""
+from flax import struct
+from purerl.algorithms.value_iteration import *
+from purerl.algorithms import value_iteration as parent
+from purerl.core.types import static
+
+
+@struct.dataclass
+class Config(parent.Config):
+    spin: int = static(3, low=1)
+    """A field of its own."""
+'''
+WORLDS = "from purerl import mdp\nwalk = mdp.Tabular(mdp.random_walk(5))\n"
+
+
+@pytest.mark.parametrize("name", ["./my_algorithm.py", "my_algorithm"])
+def test_an_algorithm_and_an_env_of_ones_own(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "my_algorithm.py").write_text(ALGORITHM)
+    (tmp_path / "worlds.py").write_text(WORLDS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for module in ("my_algorithm", "worlds"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    with pytest.raises(SystemExit) as status:
+        call(monkeypatch, "train", name, "--help")
+    printed = capsys.readouterr().out
+    assert status.value.code == 0 and "A field of its own" in printed and "Discount factor" in printed
+    flags = ("--env", "worlds:walk", "--spin", "4", "--max-sweeps", "8", "--seeds", "5", "3")
+    call(monkeypatch, "train", name, *flags, "--out", "run")
+    assert "my_algorithm Tabular" in capsys.readouterr().out
+    call(monkeypatch, "train", "--resume", "run")
+    assert "Going on from update 8 of 8" in capsys.readouterr().out
+    call(monkeypatch, "plot", "run")
+    algorithm, config, seeds, _ = run_folder.load("run")
+    assert config == algorithm.Config(env=sys.modules["worlds"].walk, spin=4, max_sweeps=8) and seeds == [5, 3]
+    command = [sys.executable, "-m", "purerl", "evaluate", "run", "--num-episodes", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(run_folder.__file__).parents[2])}
+    other = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert other.returncode == 0 and "my_algorithm Tabular, update 8" in other.stdout
+
+
+def test_plotting_needs_the_folder_alone(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A run of an algorithm and an env that are not there any more, over the env steps of metrics.csv."""
+    path = Path(shutil.copytree(folder, tmp_path / "run"))
+    stored = json.loads((path / "config.json").read_text())
+    stored["algorithm"], stored["config"]["env"] = "/nowhere/gone.py", {"import": "gone:Corridor", "call": True}
+    (path / "config.json").write_text(json.dumps(stored))
+    shutil.rmtree(path / "checkpoints")
+    call(monkeypatch, "plot", str(path))
+    ax = plot.runs([path])
+    assert ax.get_xlabel() == "env steps" and ax.get_legend().get_texts()[0].get_text() == "gone Corridor (3 seeds)"
+    np.testing.assert_array_equal(ax.lines[0].get_xdata(), 16 * np.arange(1, 7))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_the_exit_status(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """128 + its number, with the state saved and no table; the run that goes on ends with 0 and the table."""
+    log = runner._Loop.log
+
+    def log_and_stop(loop: Any, updates: int, rows: Any) -> None:
+        log(loop, updates, rows)
+        signal.raise_signal(number)
+
+    out = str(tmp_path / "run")
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as status:
+        patch.setattr(runner._Loop, "log", log_and_stop)
+        call(monkeypatch, "train", "ppo", *TINY, "--learning-rate", "1e-3", "--out", out)
+    assert status.value.code == 128 + number
+    printed = capsys.readouterr().out
+    assert f"Stopped by {signal.Signals(number).name}" in printed and "final policy" not in printed
+    call(monkeypatch, "train", "--resume", out)
+    assert "final policy" in capsys.readouterr().out
+
+
+def test_failing_in_training_is_status_1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = ("--learning-rate", "1e38", "--max-grad-norm", "1e38", "--out", str(tmp_path / "run"))
+    with pytest.raises(SystemExit) as status:
+        call(monkeypatch, "train", "ppo", *TINY, *flags)
+    assert status.value.code == 1
+
+
+def test_an_interrupt_while_it_compiles_is_one_line(tmp_path: Path) -> None:
+    """In a process of its own, which the interrupt reaches once it has said where the run will be."""
+    command = [sys.executable, "-u", "-m", "purerl", "train", "ppo", "--num-seeds", "1", "--out", str(tmp_path / "run")]
+    root = Path(run_folder.__file__).parents[2]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=root, **pipes)
+    try:
+        assert process.stdout is not None
+        while "Run folder" not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        error = process.communicate(timeout=120)[1]
+    finally:
+        process.kill()
+    assert process.returncode == 130 and error == "purerl: Stopped by SIGINT.\n"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -123,6 +240,15 @@ def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) ->
         ("plot", "Name at least one folder"),
         ("plot FOLDER --metric nonsense", "no column 'nonsense'"),
         ("render FOLDER --seed 9", "has no seed 9"),
+        ("evaluate FOLDER --num-episodes 0", "num_episodes must be at least 1, but is 0"),
+        ("train ./missing.py", "There is no file"),
+        ("train tests.tiny", "tests.tiny is no algorithm: it lacks Config, init, update, policy, train"),
+        ("train ppo --env tests.toy_envs:Chian", "There is no Chian in tests.toy_envs"),
+        ("train ppo --env no_such_module:Chain", "'no_such_module' cannot be imported"),
+        ("train ppo --out FOLDER/config.json", "config.json is a file"),
+        ("train ppo --out FOLDER/config.json/run", "config.json is a file"),
+        ("train dqn --buffer-size 100000000000", "2^31 entries or more"),
+        ("plot FOLDER --out missing/curve.png", "No such file or directory"),
     ],
 )
 def test_wrong_input_is_one_sentence(
@@ -136,7 +262,7 @@ def test_wrong_input_is_one_sentence(
     monkeypatch.chdir(tmp_path)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     with pytest.raises(SystemExit) as exit_status:
-        call(monkeypatch, *[str(folder) if word == "FOLDER" else word for word in arguments.split()])
+        call(monkeypatch, *[word.replace("FOLDER", str(folder)) for word in arguments.split()])
     error = capsys.readouterr().err
     assert exit_status.value.code == 2 and error.startswith("purerl: ") and message in error and error.count("\n") == 1
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from purerl import checkpoint, dqn, logs, plot, ppo, runner
+from purerl.run import memory
 from tests import tiny
 
 CONFIG = tiny.config(ppo)
@@ -167,8 +168,12 @@ def test_refuses_before_it_touches_anything(finished: tuple[Path, runner.Run], t
 
 def test_too_little_memory_is_refused_with_the_numbers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """And leaves no folder behind that would stand in the way of a smaller run."""
-    monkeypatch.setattr(runner, "_free_memory", lambda: 1_000)
-    with pytest.raises(runner.RunError, match=r"MB a seed, at most .* MB for 3 seed\(s\); 0.0 MB free"):
+    monkeypatch.setattr(memory, "free_bytes", lambda devices: 1_000)
+    with pytest.raises(runner.RunError, match=r"MB for the states of 3 seed\(s\); 0.0 MB free"):
+        tiny.run(ppo, CONFIG, out=tmp_path / "run")
+    states = jax.eval_shape(jax.vmap(ppo.init, (0, None)), jax.random.split(jax.random.key(0), 3), CONFIG)
+    monkeypatch.setattr(memory, "free_bytes", lambda devices: memory.tree_bytes(states) + 1)  # but not for work on them
+    with pytest.raises(runner.RunError, match=r"Memory: 0.\d MB for 3 seed\(s\); 0.0 MB free. Train fewer seeds"):
         tiny.run(ppo, CONFIG, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -2,15 +2,16 @@
 
 import ast
 import dataclasses
-import difflib
-import importlib
 import inspect
 import itertools
+import os
+import signal
 import sys
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import jax
 import tyro
@@ -19,7 +20,8 @@ from rich.table import Table
 
 import purerl
 from purerl.core import checks
-from purerl.run import checkpoint, logs, runner, settings
+from purerl.run import checkpoint, logs, objects, runner, settings
+from purerl.run import folder as run_folder
 
 
 @dataclasses.dataclass
@@ -30,14 +32,16 @@ class TrainOptions:
     """Seeds trained at once, spread over all cores."""
     first_seed: int = 0
     """The first of them."""
+    seeds: tuple[int, ...] = ()
+    """Which seeds, in place of a number of them."""
     out: str | None = None
     """Folder of the run; runs/<algo>_<env>_<time> where not given."""
     settings: str | None = None
     """File of settings to start from in place of the tuned ones, in the form of purerl/tuned/*.toml."""
     resume: str | None = None
     """Folder of an interrupted run to go on with."""
-    seeds_at_once: int = 1
-    """Seeds that a device runs vmapped; the others wait their turn."""
+    seeds_at_once: int | None = None
+    """Seeds that a device runs vmapped; the others wait their turn. Not given: 1 on a CPU, else as many as fit."""
     checkpoint_seconds: float = 30.0
     """Least time between checkpoints."""
     tensorboard: bool = False
@@ -89,23 +93,41 @@ class RenderOptions:
 
 
 def main() -> None:
-    """Entry point of the `purerl` command. Exits with 2 and one sentence where the input is wrong."""
+    """Entry point of the `purerl` command.
+
+    Exits with one sentence where something is wrong: with 2 for the input, 1 for what failed in training, and
+    128 + its number for a signal.
+    """
     commands = {"train": train, "evaluate": evaluate, "plot": plot, "render": render, "list": show_list}
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return
     if arguments[0] not in commands:
-        _fail(f"There is no command {arguments[0]!r}{_near(arguments[0], list(commands))}")
+        _fail(f"There is no command {arguments[0]!r}{objects.near(arguments[0], list(commands))}")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for algorithms and envs of one's own, as `python -m` would find them
     try:
         commands[arguments[0]](arguments[1:])
-    except (runner.RunError, checkpoint.CheckpointError, ValueError, TypeError, ImportError) as error:
+    except runner.StoppedError as error:
+        _fail(str(error), status=1)
+    except (runner.RunError, checkpoint.CheckpointError, ValueError, TypeError, ImportError, OSError) as error:
         _fail(str(error))
+    except KeyboardInterrupt:
+        _fail(f"Stopped by SIGINT.{_going_on(arguments)}", status=128 + signal.SIGINT)
+
+
+def _going_on(arguments: list[str]) -> str:
+    """What to do after an interrupt between two commands of the runner, such as while a program compiles."""
+    folder = _value_of("--resume", arguments) or _value_of("--out", arguments)
+    there = folder is not None and (Path(folder) / run_folder.CONFIG).is_file()
+    return f" Go on with --resume {folder}." if there else ""
 
 
 _USAGE = """purerl: reinforcement learning in pure JAX
 
   purerl train ALGORITHM [--env NAME] [flags]   train seeds on all cores; `purerl train ppo --help` lists the flags
+  purerl train ./mine.py [--env mine:MyEnv]     an algorithm, or an env, of your own: a file or a module's name
   purerl train --resume DIR                     go on with an interrupted run
   purerl evaluate DIR                           returns of the final policies over whole episodes
   purerl plot DIR [DIR ...]                     learning curves, IQM over seeds with a 95 % interval
@@ -113,21 +135,9 @@ _USAGE = """purerl: reinforcement learning in pure JAX
   purerl list                                   algorithms, what they can act on, environments"""
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = 2) -> None:
     print(f"purerl: {message}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _near(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(known)}."
-
-
-def algorithm_named(name: str) -> Any:
-    """The algorithm's module. Raises ValueError with the nearest names."""
-    if name not in purerl.ALGORITHMS:
-        raise ValueError(f"There is no algorithm named {name!r}{_near(name, list(purerl.ALGORITHMS))}")
-    return importlib.import_module(f"purerl.algorithms.{name}")
+    raise SystemExit(status)
 
 
 def train(arguments: list[str]) -> None:
@@ -140,7 +150,7 @@ def train(arguments: list[str]) -> None:
     if resume is not None:
         algorithm, default, options = _stored(name, resume)
     elif name is not None:
-        algorithm = algorithm_named(name)
+        algorithm = objects.algorithm_named(name)
         default, options = _settings(algorithm, _value_of("--env", arguments), file), TrainOptions()
     elif {"-h", "--help"} & set(arguments):
         print(f"usage: purerl train {{{','.join(purerl.ALGORITHMS)}}} [flags]\nEach algorithm lists its flags: --help.")
@@ -153,13 +163,15 @@ def train(arguments: list[str]) -> None:
     run = runner.train(
         algorithm,
         config,
-        seeds=range(options.first_seed, options.first_seed + options.num_seeds),
+        seeds=options.seeds or range(options.first_seed, options.first_seed + options.num_seeds),
         out=folder,
         resume=resume is not None,
         seeds_at_once=options.seeds_at_once,
         checkpoint_seconds=options.checkpoint_seconds,
-        loggers=_loggers(options, folder, config),
+        loggers=[name for name in logs.NAMES if getattr(options, name)],
     )
+    if run.stop_signal is not None:
+        raise SystemExit(128 + run.stop_signal)
     _report(run, folder)
 
 
@@ -167,24 +179,37 @@ def _stored(name: str | None, folder: str) -> tuple[Any, Any, TrainOptions]:
     """What a folder's config.json says, as defaults of the flags; the run's check names flags that differ."""
     if not Path(folder).is_dir():
         raise runner.RunError(f"There is no folder {folder} to resume.")
-    algorithm, config, seeds = runner.read_config(folder)
-    if name is not None and algorithm_named(name) is not algorithm:
-        raise runner.RunError(f"{folder} is a run of {_module_name(algorithm)}, not of {name}.")
-    return algorithm, config, TrainOptions(num_seeds=len(seeds), first_seed=seeds[0])
+    given = None if name is None else objects.algorithm_named(name)
+    algorithm, config, seeds, options = run_folder.load(folder, given)
+    return (
+        algorithm,
+        config,
+        TrainOptions(
+            **_seed_options(seeds), tensorboard="tensorboard" in options.loggers, wandb="wandb" in options.loggers
+        ),
+    )
+
+
+def _seed_options(seeds: Sequence[int]) -> dict[str, Any]:
+    """Flags that give these seeds: a range where they are one, so that its flags can be named again."""
+    if list(seeds) == list(range(seeds[0], seeds[0] + len(seeds))):
+        return {"num_seeds": len(seeds), "first_seed": seeds[0]}
+    return {"seeds": tuple(seeds)}
 
 
 def _settings(algorithm: Any, env: str | None, file: str | None) -> Any:
     """The Config to start from: the file's, else the tuned one where there is one, else the defaults; says which."""
-    name = _module_name(algorithm)
-    table = settings.shipped(name) if file is None else settings.read(file, algorithm.Config)
+    name = objects.short_name(algorithm)
+    shipped = settings.shipped(name) if objects.algorithm_path(algorithm) in purerl.ALGORITHMS else {}
+    table = shipped if file is None else settings.read(file, algorithm.Config)
     if file is not None and env is None and len(table) == 1:
         env = next(iter(table))
-    env = env or algorithm.Config().env
+    env = env or objects.env_name(algorithm.Config().env)
     if env in table:
         print(
             f"{'Tuned settings' if file is None else f'Settings in {file}'} of {name} for {env}; flags override them."
         )
-        return algorithm.Config(env=env, **table[env].fields)
+        return algorithm.Config(env=objects.env_named(env), **table[env].fields)
     if file is not None:
         raise ValueError(f"{file} has no table for {env}: name an --env that it has, of {', '.join(table)}.")
     print(f"No tuned settings of {name} for {env}: starting from the defaults.")
@@ -195,31 +220,48 @@ def _parsed(algorithm: Any, default: Any, options: TrainOptions, arguments: list
     """Config and options after the flags."""
     unprefixed: Any = tyro.conf.OmitArgPrefixes
     run = dataclasses.field(default_factory=lambda: options)
-    fields = [("config", unprefixed[_flags(algorithm.Config, default)]), ("run", unprefixed[TrainOptions], run)]
-    description = algorithm.__doc__.split("\n")[0]
-    flags: Any = dataclasses.make_dataclass("Train", fields)  # type: ignore[arg-type]  # pairs and triples
-    parsed = tyro.cli(flags, args=arguments, prog=f"purerl train {_module_name(algorithm)}", description=description)
-    return default.replace(**dataclasses.asdict(parsed.config)), parsed.run
+    flags = _flags(algorithm.Config, default)
+    fields = [("config", unprefixed[flags]), ("run", unprefixed[TrainOptions], run)]
+    both: Any = dataclasses.make_dataclass("Train", fields)  # type: ignore[arg-type]  # pairs and triples
+    prog = f"purerl train {objects.short_name(algorithm)}"
+    parsed = tyro.cli(both, args=arguments, prog=prog, description=_headline(algorithm))
+    before, after = dataclasses.asdict(flags()), dataclasses.asdict(parsed.config)
+    changes = {name: value for name, value in after.items() if value != before[name]}
+    if "env" in changes:
+        changes["env"] = objects.env_named(changes["env"])
+    return default.replace(**changes), parsed.run
 
 
-def _flags(config_class: type, default: Any) -> type:
-    """A plain dataclass of a Config's fields as flags: the text under each field is its help, `default` its default."""
-    helps, fields = field_docs(config_class), []
+def _headline(algorithm: Any) -> str:
+    """What an algorithm says of itself in the first line of its docstring, or its name where it has none."""
+    return (algorithm.__doc__ or objects.short_name(algorithm)).split("\n")[0]
+
+
+def _flags(config_class: type, default: Any) -> Any:
+    """A plain dataclass of a Config's fields as flags: the text under each field is its help, `default` its default.
+
+    An env object stands as its import path.
+    """
+    helps, kinds, fields = field_docs(config_class), get_type_hints(config_class), []
     for field in dataclasses.fields(config_class):
-        if field.type is not Any:  # env_params and other arrays are for Python alone
-            kind: Any = field.type
-            flag = Annotated[kind, tyro.conf.arg(help=helps[field.name])]
-            fields.append((field.name, flag, dataclasses.field(default=getattr(default, field.name))))
+        kind: Any = kinds[field.name]
+        if kind is not Any:  # env_params and other arrays are for Python alone
+            flag = Annotated[kind, tyro.conf.arg(help=helps.get(field.name, ""))]
+            value = getattr(default, field.name)
+            text = run_folder.config_dict(default)["env"] if field.name == "env" else value
+            value = text["import"] if isinstance(text, dict) else value
+            fields.append((field.name, flag, dataclasses.field(default=value)))
     return dataclasses.make_dataclass("Config", fields)
 
 
 def field_docs(config_class: type) -> dict[str, str]:
-    """The string under each field of a class, by the field's name."""
-    tree: Any = ast.parse(inspect.getsource(config_class))
+    """The string under each field of a class and of those it extends, by the field's name."""
     docs = {}
-    for field, doc in itertools.pairwise(tree.body[0].body):
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
-            docs[ast.unparse(field.target)] = ast.literal_eval(doc.value)
+    for kind in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
+        tree: Any = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+        for field, doc in itertools.pairwise(tree.body[0].body):
+            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+                docs[ast.unparse(field.target)] = ast.literal_eval(doc.value)
     return docs
 
 
@@ -235,20 +277,8 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
 
 
 def _new_folder(algorithm: Any, config: Any) -> str:
-    return f"runs/{_module_name(algorithm)}_{config.env.replace('/', '-')}_{time.strftime('%Y%m%d-%H%M%S')}"
-
-
-def _module_name(algorithm: Any) -> str:
-    return algorithm.__name__.split(".")[-1]
-
-
-def _loggers(options: TrainOptions, folder: Path, config: Any) -> list[Callable[[], Any]]:
-    makers: list[Callable[[], Any]] = []
-    if options.tensorboard:
-        makers.append(lambda: logs.TensorBoardLogger(folder / "tensorboard"))
-    if options.wandb:
-        makers.append(lambda: logs.WandbLogger(folder, folder.name, runner.config_dict(config)))
-    return makers
+    env = objects.env_name(config.env).replace("/", "-")
+    return f"runs/{objects.short_name(algorithm)}_{env}_{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def _report(run: runner.Run, folder: Path) -> None:
@@ -262,7 +292,7 @@ def _report(run: runner.Run, folder: Path) -> None:
     training = plotting.smooth(last_tenth, headline, points=1)[1][:, 0]
     per_seed = run.config.env_steps(run.updates)
     done = f"{per_seed:,} env steps a seed" if per_seed else f"{run.updates:,} updates"
-    table = Table(title=f"{_module_name(run.algorithm)} {run.config.env}, {done}")
+    table = Table(title=f"{_title(run)}, {done}")
     learned = "return in training" if headline == "episode_return" else headline
     for heading in ("seed", f"{learned} (last tenth)", "return of the final policy (100 episodes, greedy)"):
         table.add_column(heading, justify="right")
@@ -276,6 +306,10 @@ def _report(run: runner.Run, folder: Path) -> None:
     picture = folder / "curve.png"
     plotting.figure_of(plotting.runs([folder])).savefig(picture, dpi=150)
     print(f"Curve: {picture}")
+
+
+def _title(run: runner.Run) -> str:
+    return f"{objects.short_name(run.algorithm)} {objects.env_name(run.config.env)}"
 
 
 def metrics_steps(run: runner.Run) -> int:
@@ -303,8 +337,7 @@ def evaluate(arguments: list[str]) -> None:
     )
     from purerl.run.plot import bootstrap_interval, iqm
 
-    name = f"{_module_name(run.algorithm)} {run.config.env}"
-    table = Table(title=f"{name}, update {run.updates}, {options.num_episodes} episodes a seed")
+    table = Table(title=f"{_title(run)}, update {run.updates}, {options.num_episodes} episodes a seed")
     for heading in ("seed", "mean return", "standard deviation", "lowest", "highest"):
         table.add_column(heading, justify="right")
     for seed, x in zip(run.seeds, returns, strict=True):
@@ -351,9 +384,9 @@ def show_list(arguments: list[str]) -> None:
     for heading in ("name", "acts on", "what it is", "tuned for"):
         table.add_column(heading)
     for name in purerl.ALGORITHMS:
-        algorithm = algorithm_named(name)
+        algorithm = objects.algorithm_named(name)
         tuned = ", ".join(settings.shipped(name))
-        table.add_row(name, checks.action_kinds(algorithm.ACTIONS), algorithm.__doc__.split("\n")[0].rstrip("."), tuned)
+        table.add_row(name, checks.action_kinds(algorithm.ACTIONS), _headline(algorithm).rstrip("."), tuned)
     console = Console()
     console.print(table)
     console.print("environments", style="bold")

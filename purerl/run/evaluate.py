@@ -4,10 +4,33 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from purerl import envs
 from purerl.core.rollout import Evaluation, episodes
 from purerl.core.types import PRNGKey
+
+
+def check_state(algorithm: Any, state: Any, config: Any) -> None:
+    """Raises TypeError unless `state` is one State of `algorithm`, with the params that `config` asks for."""
+    expected = jax.eval_shape(algorithm.init, jax.random.key(0), config)
+    name = algorithm.__name__.split(".")[-1]
+    if type(state) is not type(expected):
+        given = f"{type(state).__module__.split('.')[-1]}.{type(state).__name__}"
+        raise TypeError(f"evaluate needs a {name}.State, but was given a {given}.")
+    if jax.tree.structure(state.params) != jax.tree.structure(expected.params):
+        raise TypeError(f"The state's params are made otherwise than those of this {name}.Config: it is of another.")
+    for (path, leaf), own in zip(
+        jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(expected.params), strict=True
+    ):
+        where, shape = f"state.params{jax.tree_util.keystr(path)}", list(jnp.shape(leaf))
+        if shape[1:] == list(own.shape):
+            raise TypeError(
+                f"{where} has the shape {shape} in place of {list(own.shape)}, as of {shape[0]} seeds: vmap evaluate "
+                "over states and keys, jax.vmap(lambda state, key: evaluate(algorithm, state, config, key))."
+            )
+        if shape != list(own.shape):
+            raise TypeError(f"{where} has the shape {shape}, but {list(own.shape)} by this {name}.Config.")
 
 
 def evaluate(
@@ -25,7 +48,12 @@ def evaluate(
     algorithm: its module. state, config: of one training; for many seeds, vmap over state and key. deterministic: the
     policy's mode in place of a draw. max_steps: where an episode that never ends is cut.
     Where training gave each env its own params, the episodes take turns with them.
+    Raises TypeError where the state is of another algorithm, of another Config, or of many seeds, and ValueError where
+    num_episodes or max_steps is less than 1.
     """
+    for field, value in (("num_episodes", num_episodes), ("max_steps", max_steps)):
+        if value < 1:
+            raise ValueError(f"{field} must be at least 1, but is {value}.")
     return _evaluate(algorithm, state, envs.with_tables(config), key, num_episodes, deterministic, max_steps)
 
 
@@ -33,5 +61,6 @@ def evaluate(
 def _evaluate(
     algorithm: Any, state: Any, config: Any, key: PRNGKey, num_episodes: int, deterministic: bool, max_steps: int
 ) -> Evaluation:
+    check_state(algorithm, state, config)
     policy = algorithm.policy(state, config, deterministic=deterministic)
     return episodes(key, envs.bind(config), policy, num_episodes, max_steps)

@@ -1,13 +1,18 @@
 """Where a run writes its metrics: always a CSV file; TensorBoard and Weights & Biases where asked."""
 
 import csv
+import importlib.util
 import os
+import secrets
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from purerl.run.errors import RunError
+
+NAMES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # loggers by name, with the package that each needs
 _COUNTERS = ("seed", "update", "env_steps")
 
 
@@ -29,17 +34,43 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
+def check_installed(names: Iterable[str]) -> None:
+    """Raises RunError where there is no logger of a name, ImportError where its package is missing."""
+    for name in names:
+        if name not in NAMES:
+            raise RunError(f"There is no logger named {name!r}; there are {', '.join(NAMES)}.")
+        if importlib.util.find_spec(NAMES[name]) is None:
+            raise ImportError(f"The logger {name} needs `pip install 'purerl[{name}]'`.")
+
+
+def open_named(name: str, folder: Path, config: dict[str, Any], last_step: int | None) -> Logger:
+    """The logger of a name, for a run in `folder`.
+
+    config: fields as JSON values. last_step: step of the last row to keep of a run that goes on, None of a new one.
+    """
+    if name == "tensorboard":
+        return TensorBoardLogger(folder / "tensorboard", last_step)
+    return WandbLogger(folder, folder.name, config)
+
+
+def step_of(update: int, env_steps: int) -> int:
+    """What scalars are drawn over: env steps, or updates where an algorithm takes none."""
+    return env_steps or update
+
+
 class CsvLogger:
     """`seed,update,env_steps,<metrics in alphabetical order>`, one row a seed and update; floats round-trip exactly.
 
-    keep_updates: rows of later updates in an existing file are dropped first, so that a resumed run's file is the
-    file of a run that never stopped.
+    keep_updates: rows of later updates in an existing file are dropped first, and those that a crash cut short, so that
+    a resumed run's file is the file of a run that never stopped. kept_updates: of how many updates it has the rows of
+    all num_seeds seeds. Raises RunError where the file has other columns.
     """
 
-    def __init__(self, path: Path, names: Sequence[str], keep_updates: int = 0):
+    def __init__(self, path: Path, names: Sequence[str], num_seeds: int = 1, keep_updates: int = 0):
         self.names = sorted(names)
-        kept = _rows_until(path, keep_updates) if path.exists() else []
         header = ",".join([*_COUNTERS, *self.names])
+        kept = _kept_rows(path, header, num_seeds, keep_updates) if path.exists() else []
+        self.kept_updates = len(kept) // num_seeds
         partial = path.with_suffix(".tmp")
         partial.write_text("\n".join([header, *kept]) + "\n")
         partial.replace(path)
@@ -59,20 +90,22 @@ class CsvLogger:
 
 
 class TensorBoardLogger:
-    """Scalars `metric/seed` by env steps. Needs the extra `purerl[tensorboard]`."""
+    """Scalars `metric/seed` by env steps. Needs the extra `purerl[tensorboard]`.
 
-    def __init__(self, folder: Path):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as error:
-            raise ImportError("TensorBoard logs need `pip install 'purerl[tensorboard]'`.") from error
-        self.writer = SummaryWriter(str(folder))
+    last_step: rows after it, which an earlier writer left, are hidden.
+    """
+
+    def __init__(self, folder: Path, last_step: int | None = None):
+        check_installed(["tensorboard"])
+        from tensorboardX import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder), purge_step=None if last_step is None else last_step + 1)
 
     def write(self, update: int, env_steps: int, seeds: Sequence[int], metrics: dict[str, np.ndarray]) -> None:
         for name, values in metrics.items():
             for seed, value in zip(seeds, values, strict=True):
                 if np.isfinite(value):
-                    self.writer.add_scalar(f"{name}/seed_{seed}", float(value), env_steps)
+                    self.writer.add_scalar(f"{name}/seed_{seed}", float(value), step_of(update, env_steps))
 
     def flush(self) -> None:
         self.writer.flush()
@@ -82,15 +115,23 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """One Weights & Biases run: every seed's scalars and their mean by env steps. Needs `purerl[wandb]`."""
+    """One Weights & Biases run: every seed's scalars and their mean by env steps. Needs `purerl[wandb]`.
+
+    The folder keeps the run's id in `wandb_id`, so that the same run goes on after a resume; Weights & Biases itself
+    leaves out the updates that it has already.
+    """
 
     def __init__(self, folder: Path, name: str, config: dict[str, Any]):
-        try:
-            import wandb
-        except ImportError as error:
-            raise ImportError("Weights & Biases logs need `pip install 'purerl[wandb]'`.") from error
+        check_installed(["wandb"])
+        import wandb
+
         folder.mkdir(parents=True, exist_ok=True)
-        self.run = wandb.init(project="purerl", name=name, dir=str(folder), config=config)
+        kept = folder / "wandb_id"
+        if not kept.is_file():
+            kept.write_text(secrets.token_hex(4))
+        self.run = wandb.init(
+            project="purerl", name=name, dir=str(folder), config=config, id=kept.read_text(), resume="allow"
+        )
 
     def write(self, update: int, env_steps: int, seeds: Sequence[int], metrics: dict[str, np.ndarray]) -> None:
         row: dict[str, float] = {"env_steps": env_steps}
@@ -108,14 +149,27 @@ class WandbLogger:
 
 
 def read_csv(path: Path) -> dict[str, np.ndarray]:
-    """The columns of a metrics file by name, each one number a row."""
-    with path.open() as file:
-        names = file.readline().strip().split(",")
-        values = np.loadtxt(file, delimiter=",", ndmin=2)
-    return dict(zip(names, values.reshape(-1, len(names)).T, strict=True))
+    """The columns of a metrics file by name, each one number a row; without a last line that is still being written.
+
+    Raises RunError where a row is damaged.
+    """
+    lines = path.read_text().split("\n")[:-1]
+    names = lines[0].split(",") if lines else list(_COUNTERS)
+    try:
+        values = np.loadtxt(lines[1:], delimiter=",", ndmin=2) if lines[1:] else np.zeros((0, len(names)))
+        return dict(zip(names, values.reshape(-1, len(names)).T, strict=True))
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}.") from error
 
 
-def _rows_until(path: Path, update: int) -> list[str]:
-    """Complete rows of updates up to `update`; a crash may have cut the last line."""
-    lines = path.read_text().split("\n")[1:-1]
-    return [line for line in lines if int(line.split(",")[1]) <= update]
+def _kept_rows(path: Path, header: str, num_seeds: int, last: int) -> list[str]:
+    """Rows of updates up to `last`, of each update all or none; a crash may have cut the file at any byte."""
+    first, *lines = path.read_text().split("\n")[:-1] or [header]
+    if first != header:
+        raise RunError(f"{path} has the columns {first}, but this run has {header}: it is of another version.")
+    by_update: dict[int, list[str]] = {}
+    for line in lines:
+        number = line.split(",")[1:2]
+        if line.count(",") == header.count(",") and number[0].isdecimal() and int(number[0]) <= last:
+            by_update.setdefault(int(number[0]), []).append(line)
+    return [row for update in sorted(by_update) if len(rows := by_update[update]) == num_seeds for row in rows]

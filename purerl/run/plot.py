@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from purerl.run import logs, runner
+from purerl.run import folder as run_folder
+from purerl.run import logs
+from purerl.run.errors import RunError
 
 _BOOTSTRAP_SAMPLES = 2000
 
@@ -81,32 +83,42 @@ def learning_curve(
 
     metrics: as `train` returns them, of one seed, vmapped over many, or over configs and then seeds: `[updates]`,
     `[seeds, updates]` or `[configs, seeds, updates]`. A sweep of configs gets one line and band each, without the
-    seeds. A line ends where one of its seeds becomes NaN. config: where given, the x axis counts env steps; without it,
-    or where there are none, updates. name: which metric; None means the return of the episodes, or the first metric of
-    an algorithm that never acts. label: for the legend; of a sweep one a config, which are numbered where it is None.
+    seeds. A line ends where one of its seeds becomes NaN. config: where given, the x axis counts env steps, as it does
+    for the metrics of a run's folder; without it, or where there are none, updates. name: which metric; None means the
+    return of the episodes, or the first metric of an algorithm that never acts. label: for the legend; of a sweep one a
+    config, which are numbered where it is None.
     Raises ValueError where the axes or the labels are others.
     """
     name = logs.headline(metrics) if name is None else name
     curves = _curves(metrics, name, label)
-    config = config if config is not None and config.env_steps(config.num_updates) else None
+    in_env_steps = False
     ax = plt.subplots(figsize=(7, 4), layout="constrained")[1] if ax is None else ax
     for one, text in curves:
         updates, values = smooth(one, name)
-        x = updates if config is None else np.array([config.env_steps(int(update)) for update in updates])
+        env_steps = _env_steps(one, config, updates)
+        in_env_steps = bool(env_steps.any())
+        x = env_steps if in_env_steps else updates
         (line,) = ax.plot(x, iqm(values), lw=2, label=text)
         if len(values) > 1 and show_seeds and len(curves) == 1:
             ax.plot(x, values.T, color=line.get_color(), lw=0.6, alpha=0.35)
         if len(values) > 1:
             ax.fill_between(x, *bootstrap_interval(values), color=line.get_color(), alpha=0.2, lw=0)
-    ax.set_xlabel("updates" if config is None else "env steps")
+    ax.set_xlabel("env steps" if in_env_steps else "updates")
     ax.set_ylabel(name.replace("_", " "))
     ax.grid(alpha=0.3)
     ax.spines[["top", "right"]].set_visible(False)
-    if config is not None:
+    if in_env_steps:
         ax.xaxis.set_major_formatter(lambda value, _: _short(value))
     if any(text is not None for _, text in curves):
         ax.legend(frameon=False)
     return ax
+
+
+def _env_steps(metrics: Mapping[str, Any], config: Any, updates: np.ndarray) -> np.ndarray:
+    """Env steps of a seed after each of these updates; zeros where nothing tells, or the algorithm takes none."""
+    if config is not None:
+        return np.array([config.env_steps(int(update)) for update in updates])
+    return np.atleast_2d(metrics["env_steps"])[0, updates - 1] if "env_steps" in metrics else np.zeros(len(updates))
 
 
 def _curves(
@@ -131,14 +143,13 @@ def runs(folders: Sequence[str | Path], *, name: str | None = None, ax: Axes | N
     """The learning curves of several run folders in one picture, seeds in the legend; name: as in `learning_curve`."""
     ax = plt.subplots(figsize=(8, 4.5), layout="constrained")[1] if ax is None else ax
     for folder in folders:
-        algorithm, config, seeds = runner.read_config(folder)
         metrics = read_metrics(folder)
         column = logs.headline(metrics) if name is None else name
         if column not in metrics:
-            raise runner.RunError(f"{folder}/metrics.csv has no column {column!r}; it has {', '.join(metrics)}.")
-        label = f"{algorithm.__name__.split('.')[-1]} {config.env} ({len(seeds)} seeds)"
+            raise RunError(f"{folder}/metrics.csv has no column {column!r}; it has {', '.join(metrics)}.")
+        label = run_folder.label(folder)
         label = f"{Path(folder).name}: {label}" if len(folders) > 1 else label
-        learning_curve(metrics, config, name=column, label=label, ax=ax, show_seeds=len(folders) == 1)
+        learning_curve(metrics, name=column, label=label, ax=ax, show_seeds=len(folders) == 1)
     ax.set_title("IQM over seeds, 95 % bootstrap interval", fontsize="medium")
     return ax
 
@@ -197,11 +208,11 @@ def read_metrics(folder: str | Path) -> dict[str, np.ndarray]:
     """metrics.csv of a run's folder as `[num_seeds, updates]` arrays, seeds in the file's order."""
     path = Path(folder) / "metrics.csv"
     if not path.is_file():
-        raise runner.RunError(f"{folder} holds no metrics: there is no {path.name} in it.")
+        raise RunError(f"{folder} holds no metrics: there is no {path.name} in it.")
     columns = logs.read_csv(path)
     num_seeds = len(np.unique(columns["seed"]))
     if len(columns["seed"]) == 0:
-        raise runner.RunError(f"{path} has no rows yet.")
+        raise RunError(f"{path} has no rows yet.")
     complete = len(columns["seed"]) // num_seeds * num_seeds
     return {name: column[:complete].reshape(-1, num_seeds).T for name, column in columns.items()}
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from purerl.run import logs
+from purerl.run import logs, objects
 
 
 class Progress:
@@ -20,8 +20,7 @@ class Progress:
         self.console = Console(quiet=not enabled)
         self.live = enabled and self.console.is_terminal
         self.started, self.next_line = time.perf_counter(), 0.1
-        env = config.env if isinstance(config.env, str) else type(config.env).__name__
-        name = f"{algorithm.__name__.split('.')[-1]} {env} x {num_seeds}"
+        name = f"{objects.short_name(algorithm)} {objects.env_name(config.env)} x {num_seeds}"
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),

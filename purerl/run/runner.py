@@ -5,17 +5,15 @@ it is plain Python on the host. How the updates are cut into chunks does not cha
 
 Seeds are spread over the devices; within a device `seeds_at_once` of them run vmapped and the rest in turn
 (`jax.lax.map`). On a CPU one at a time is fastest and runs each seed through the program of a lone seed; on an
-accelerator take as many as fit.
+accelerator as many as fit are.
 """
 
-import dataclasses
+import contextlib
+import errno
 import functools
-import json
-import os
-import platform
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -26,28 +24,26 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from purerl import envs
-from purerl.run import checkpoint
+from purerl.run import checkpoint, logs, memory
+from purerl.run import folder as run_folder
+from purerl.run.devices import use_all_cores
+from purerl.run.errors import NonFiniteError, RunError, StoppedError
+from purerl.run.lock import lock
 from purerl.run.logs import CsvLogger, Logger
 from purerl.run.progress import Progress
 
+__all__ = ["NonFiniteError", "Run", "RunError", "StoppedError", "load", "train", "use_all_cores"]
+
 _CHUNK_SECONDS = 1.0  # how long the host waits for the device: long enough to cost nothing, short enough to feel live
 _MAX_CHUNK = 1024
-_CPU_FLAGS = ("--xla_cpu_enable_concurrency_optimized_scheduler=false", "--xla_backend_optimization_level=1")
-
-
-class RunError(Exception):
-    """A run cannot start or go on; the message says why and what to do."""
-
-
-class NonFiniteError(RunError):
-    """A loss or parameter became NaN or infinite."""
 
 
 class Run(NamedTuple):
     """What `train` leaves.
 
     states: each leaf `[num_seeds, ...]`. metrics: numpy `[num_seeds, updates]` of this call. updates: done in all.
-    finished: false where a signal ended it early. compile_seconds, run_seconds: of this call.
+    finished: false where a signal ended it early, whose number is stop_signal. compile_seconds, run_seconds: of this
+    call.
     """
 
     algorithm: ModuleType
@@ -59,30 +55,7 @@ class Run(NamedTuple):
     finished: bool
     compile_seconds: float
     run_seconds: float
-
-
-def use_all_cores() -> int:
-    """Makes one JAX device of each CPU core, over which the runner spreads seeds; call it before anything else in JAX.
-
-    It also tells XLA to run a program's small operations in turn: handing them from core to core takes longer than the
-    operations do, and where each core has seeds of its own there is no idle core to hand them to. And it asks LLVM for
-    its first level of optimisation alone, which compiles faster.
-    What XLA_FLAGS already says of either stays.
-    Returns the number of CPU devices. Raises RunError where JAX has already started with fewer.
-    """
-    given = os.environ.get("XLA_FLAGS", "")
-    missing = [flag for flag in _CPU_FLAGS if flag.partition("=")[0] not in given]
-    os.environ["XLA_FLAGS"] = " ".join([*given.split(), *missing])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        jax.config.update("jax_num_cpu_devices", cores)
-    except RuntimeError as error:
-        if (devices := len(jax.devices("cpu"))) != cores:
-            raise RunError(
-                f"JAX has started with {devices} CPU device(s): call purerl.use_all_cores() before the first JAX "
-                "operation, in a notebook right after the imports."
-            ) from error
-    return cores
+    stop_signal: int | None = None
 
 
 def train(
@@ -92,47 +65,100 @@ def train(
     seeds: Sequence[int] = (0,),
     out: str | Path | None = None,
     resume: bool = False,
-    seeds_at_once: int = 1,
+    seeds_at_once: int | None = None,
     checkpoint_seconds: float = 30.0,
-    loggers: Sequence[Callable[[], Logger]] = (),
+    loggers: Sequence[str | Callable[[], Logger]] = (),
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Run:
     """Trains one seed or many; seed i starts from `jax.random.key(i)`, whatever the other seeds are.
 
     out: folder for config.json, metrics.csv and checkpoints; None keeps nothing on disk. resume: go on from the newest
-    checkpoint in `out`. seeds_at_once: how many a device runs vmapped. checkpoint_seconds: least time between
-    checkpoints; there is always one at the start and at the end. loggers: functions that open one each, called when
-    nothing stands in the way of the run. say: takes one-line messages.
+    checkpoint in `out`, or from the start where there is none yet. seeds_at_once: how many a device runs vmapped; None
+    means as before where it goes on, else one on a CPU and as many as fit on an accelerator. checkpoint_seconds: least
+    time between checkpoints; there is always one at the start and at the end. loggers: "tensorboard" and "wandb", which
+    write to `out`, or functions that open one each, called when nothing stands in the way of the run. say: takes
+    one-line messages.
 
     SIGINT and SIGTERM end it after the chunk in progress, saved; a second signal ends it at once.
-    Raises RunError (a folder in use or of another run, too little memory) and NonFiniteError.
+    Raises RunError (a folder in use or of another run, too little memory, a full disk) and NonFiniteError.
     """
-    seeds = list(seeds)
+    seeds, folder = list(seeds), None if out is None else Path(out)
+    _check_arguments(seeds, folder, resume, seeds_at_once, loggers)
+    if folder is not None and resume:
+        before, changed = run_folder.check_same(folder, algorithm, config, seeds)
+        seeds_at_once = _as_before(before, seeds_at_once, changed, say)
+    elif folder is not None:
+        run_folder.check_free(folder)
+    memory.check_states(algorithm, config, len(seeds), memory.free_bytes(jax.devices()))
+    with contextlib.ExitStack() as stack:
+        if folder is not None and resume:
+            stack.enter_context(_disk(folder))
+            stack.enter_context(lock(folder, say))
+        loop = _Loop(algorithm, config, seeds, folder, seeds_at_once, checkpoint_seconds, loggers, progress, say)
+        loop.check_memory()
+        if folder is not None and not resume:
+            run_folder.make(folder)
+            stack.enter_context(_disk(folder))
+            stack.enter_context(lock(folder, say))
+            run_folder.check_free(folder)  # another process may have begun here while this one compiled
+            named = tuple(logger for logger in loggers if isinstance(logger, str))
+            run_folder.write(folder, algorithm, config, seeds, run_folder.Options(loop.batch_size, named))
+        return loop.run(resume)
+
+
+def load(out: str | Path, *, algorithm: ModuleType | None = None, **objects: Any) -> Run:
+    """The newest readable checkpoint of a run's folder, for evaluation and rendering; metrics stay in metrics.csv.
+
+    algorithm, objects: the module, and fields of the Config such as `env`, where config.json has no import path of
+    them. It writes nothing, so that the run may be in progress. Raises RunError where the folder holds no run or
+    something has to be given, and CheckpointError where there is no checkpoint that can be read.
+    """
+    algorithm, config, seeds, _ = run_folder.load(out, algorithm, **objects)
+    like = _states_like(algorithm, config, len(seeds))
+    updates, states, _ = checkpoint.load_latest(Path(out) / run_folder.CHECKPOINTS, like)
+    return Run(algorithm, config, seeds, states, {}, updates, updates == config.num_updates, 0.0, 0.0)
+
+
+def _check_arguments(
+    seeds: list[int], folder: Path | None, resume: bool, seeds_at_once: int | None, loggers: Sequence[Any]
+) -> None:
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise RunError(f"seeds must be one or more different non-negative integers, but are {seeds}.")
-    if seeds_at_once < 1:
+    if seeds_at_once is not None and seeds_at_once < 1:
         raise RunError(f"seeds_at_once must be at least 1, but is {seeds_at_once}.")
-    folder = None if out is None else Path(out)
     if resume and folder is None:
         raise RunError("resume needs the folder of the run to go on with.")
-    if folder is not None and resume:
-        _check_same_run(folder, algorithm, config, seeds)
-    if folder is not None and not resume:
-        _check_empty(folder)
-    say(check_memory(algorithm, config, len(seeds)))
-    opened = [open_logger() for open_logger in loggers]
-    if folder is not None and not resume:
-        _write_config(folder, algorithm, config, seeds)
-    return _Loop(algorithm, config, seeds, folder, seeds_at_once, checkpoint_seconds, opened, progress, say).run(resume)
+    named = [logger for logger in loggers if isinstance(logger, str)]
+    logs.check_installed(named)
+    if named and folder is None:
+        raise RunError(f"The logger {named[0]} writes to the run's folder: name one with out.")
 
 
-def load(out: str | Path) -> Run:
-    """The newest readable checkpoint of a run's folder, for evaluation and rendering; metrics stay in metrics.csv."""
-    folder = Path(out)
-    algorithm, config, seeds = read_config(folder)
-    updates, states, _ = checkpoint.load_latest(folder / "checkpoints", _states_like(algorithm, config, len(seeds)))
-    return Run(algorithm, config, seeds, states, {}, updates, updates == config.num_updates, 0.0, 0.0)
+def _as_before(
+    before: run_folder.Options, seeds_at_once: int | None, changed: list[str], say: Callable[[str], None]
+) -> int | None:
+    """How many seeds at once a run goes on with; says what else than before may change its numbers."""
+    if before.seeds_at_once is not None and seeds_at_once not in (None, before.seeds_at_once):
+        changed = [*changed, f"seeds_at_once is {seeds_at_once} and was {before.seeds_at_once}: numbers may differ."]
+    for line in changed:
+        say(line)
+    return before.seeds_at_once if seeds_at_once is None else seeds_at_once
+
+
+@contextlib.contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """Turns what the disk refuses into one sentence."""
+    try:
+        yield
+    except BrokenPipeError:  # the terminal's, not the disk's
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise StoppedError(
+            f"{folder} cannot be written: {'the disk is full' if full else error.strerror}. What was saved is kept: "
+            f"mend that, then go on with --resume {folder}."
+        ) from error
 
 
 class _Loop:
@@ -144,36 +170,66 @@ class _Loop:
         config: Any,
         seeds: list[int],
         folder: Path | None,
-        seeds_at_once: int,
+        seeds_at_once: int | None,
         checkpoint_seconds: float,
-        loggers: list[Logger],
+        loggers: Sequence[str | Callable[[], Logger]],
         progress: bool,
         say: Callable[[str], None],
     ):
         self.algorithm, self.config, self.seeds, self.folder = algorithm, config, seeds, folder
-        self.checkpoint_seconds, self.loggers, self.progress, self.say = checkpoint_seconds, loggers, progress, say
-        num_devices = min(len(jax.devices()), len(seeds))
-        self.mesh = jax.make_mesh((num_devices,), ("seeds",), axis_types=(AxisType.Auto,))
-        # A device short of seeds would idle anyway; it repeats the last seed, and the copy is dropped on the way out.
-        self.padding = -len(seeds) % num_devices
-        batch_size = min(seeds_at_once, (len(seeds) + self.padding) // num_devices)
-        self.sharded = functools.partial(_sharded, algorithm, self.mesh, batch_size)
+        self.argument = envs.with_tables(config)
+        self.checkpoint_seconds, self.progress, self.say = checkpoint_seconds, progress, say
+        self.to_open, self.loggers = loggers, list[Logger]()
         self.max_chunk = min(config.num_updates, _MAX_CHUNK)
         self.compile_seconds = self.run_seconds = 0.0
         self.stop_signal: int | None = None
+        num_devices = min(len(jax.devices()), len(seeds))
+        self.mesh = jax.make_mesh((num_devices,), ("seeds",), axis_types=(AxisType.Auto,))
+        self.sharding = jax.NamedSharding(self.mesh, PartitionSpec("seeds"))
+        # A device short of seeds would idle anyway; it repeats the last seed, and the copy is dropped on the way out.
+        self.padding = -len(seeds) % num_devices
+        most = (len(seeds) + self.padding) // num_devices
+        if seeds_at_once is None:
+            platform, free = jax.devices()[0].platform, memory.free_bytes(jax.devices())
+            seeds_at_once = memory.seeds_at_once(platform, most, self.needed_bytes, free)
+        self.batch_size = min(seeds_at_once, most)
+
+    def advance(self, batch_size: int) -> Any:
+        """The compiled program of a chunk; JAX keeps it, so that asking again costs nothing."""
+        likes = _states_like(self.algorithm, self.config, len(self.seeds) + self.padding)
+        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding), likes)
+        program = _sharded(self.algorithm, self.mesh, batch_size, "advance", self.max_chunk)
+        return program.lower(placed, self.argument, np.int32(0)).compile()
+
+    def needed_bytes(self, batch_size: int) -> int:
+        """On all devices, with this many seeds at once on each."""
+        return memory.program_bytes(self.advance(batch_size)) * self.mesh.size + self.saved_bytes()
+
+    def saved_bytes(self) -> int:
+        """For a checkpoint the states are copied twice, to put those of all devices together and to encode them."""
+        if self.folder is None or jax.devices()[0].platform != "cpu":
+            return 0
+        return 2 * memory.tree_bytes(_states_like(self.algorithm, self.config, len(self.seeds)))
+
+    def check_memory(self) -> None:
+        """Says how much is needed and free. Raises RunError where it is too little."""
+        started = time.perf_counter()
+        needed = self.needed_bytes(self.batch_size)
+        self.compile_seconds += time.perf_counter() - started
+        self.say(memory.check_program(needed, len(self.seeds), memory.free_bytes(jax.devices())))
 
     def run(self, resume: bool) -> Run:
         started = time.perf_counter()
+        advance = self.advance(self.batch_size)
         updates, states = self.restore(self.folder) if resume and self.folder else (0, self.initial_states())
-        advance = self.sharded("advance", self.max_chunk)
-        states, _, _ = jax.block_until_ready(advance(states, self.config, np.int32(0)))  # compiles, and takes no step
-        self.compile_seconds = time.perf_counter() - started
+        jax.block_until_ready(states)
+        self.compile_seconds += time.perf_counter() - started
         names = jax.eval_shape(self.algorithm.update, self.one_state(), self.config)[1]
-        if self.folder is not None:
-            self.loggers.append(CsvLogger(self.folder / "metrics.csv", names, keep_updates=updates))
-            self.save(updates, states)
-        handlers = self.catch_signals()
+        handlers: dict[int, Any] = {}
         try:
+            self.open_loggers(names, updates, resume)
+            self.save(updates, states)
+            handlers = self.catch_signals()
             updates, states, history = self.loop(advance, updates, states)
         finally:
             for number, handler in handlers.items():
@@ -186,12 +242,30 @@ class _Loop:
         }
         finished = updates == self.config.num_updates
         if not finished:
-            where = f": go on with --resume {self.folder}" if self.folder else ""
-            by = "" if self.stop_signal is None else f" by {signal.Signals(self.stop_signal).name}"
-            self.say(f"Stopped{by} after update {updates} of {self.config.num_updates}{where}.")
-        states = self.unpad(states)
-        times = (self.compile_seconds, self.run_seconds)
-        return Run(self.algorithm, self.config, self.seeds, states, metrics, updates, finished, *times)
+            self.say(f"{self.stopped()} after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
+        states, times = self.unpad(states), (self.compile_seconds, self.run_seconds)
+        return Run(
+            self.algorithm, self.config, self.seeds, states, metrics, updates, finished, *times, self.stop_signal
+        )
+
+    def open_loggers(self, names: Any, updates: int, resume: bool) -> None:
+        """The metrics file first, then what was asked for; all keep the rows up to `updates`."""
+        if self.folder is not None:
+            file = CsvLogger(self.folder / run_folder.METRICS, names, len(self.seeds), updates)
+            self.loggers.append(file)
+            if file.kept_updates < updates:
+                self.say(
+                    f"{self.folder / run_folder.METRICS} has the rows of {file.kept_updates} updates in place of "
+                    f"{updates}: the others are lost, and its curve lacks them."
+                )
+        last_step = logs.step_of(updates, self.config.env_steps(updates)) if resume else None
+        for logger in self.to_open:
+            if isinstance(logger, str):
+                assert self.folder is not None
+                settings = run_folder.config_dict(self.config)
+                self.loggers.append(logs.open_named(logger, self.folder, settings, last_step))
+            else:
+                self.loggers.append(logger())
 
     def loop(self, advance: Any, updates: int, states: Any) -> tuple[int, Any, list[dict[str, np.ndarray]]]:
         history, chunk, saved_at = [], 1, time.perf_counter()
@@ -199,7 +273,7 @@ class _Loop:
             while updates < self.config.num_updates and self.stop_signal is None:
                 chunk = min(chunk, self.max_chunk, self.config.num_updates - updates)
                 started = time.perf_counter()
-                states, metrics, finite = jax.block_until_ready(advance(states, self.config, np.int32(chunk)))
+                states, metrics, finite = jax.block_until_ready(advance(states, self.argument, np.int32(chunk)))
                 seconds = time.perf_counter() - started
                 self.run_seconds += seconds
                 rows = {name: np.asarray(x)[: len(self.seeds), :chunk] for name, x in metrics.items()}
@@ -215,12 +289,18 @@ class _Loop:
         self.save(updates, states)
         return updates, states, history
 
+    def stopped(self) -> str:
+        return "Stopped" if self.stop_signal is None else f"Stopped by {signal.Signals(self.stop_signal).name}"
+
+    def how_to_go_on(self) -> str:
+        return f": go on with --resume {self.folder}" if self.folder else ""
+
     def one_state(self) -> Any:
         return jax.eval_shape(self.algorithm.init, jax.random.key(0), self.config)
 
     def initial_states(self) -> Any:
         keys = jnp.stack([jax.random.key(seed) for seed in self.seeds + self.seeds[-1:] * self.padding])
-        return self.sharded("init")(keys, self.config)
+        return _sharded(self.algorithm, self.mesh, self.batch_size, "init")(keys, self.argument)
 
     def catch_signals(self) -> dict[int, Any]:
         def stop(number: int, _: Any) -> None:
@@ -243,7 +323,7 @@ class _Loop:
         update = updates + (int(np.argmax(bad[seed])) if bad[seed].any() else bad.shape[1] - 1) + 1
         kept = ""
         if self.folder is not None:
-            last = checkpoint.steps(self.folder / "checkpoints")[-1]
+            last = checkpoint.steps(self.folder / run_folder.CHECKPOINTS)[-1]
             kept = f" The checkpoint of update {last} in {self.folder} is from before."
         raise NonFiniteError(
             f"Seed {self.seeds[seed]} left the finite numbers at update {update}: {', '.join(names)} is NaN or "
@@ -264,16 +344,28 @@ class _Loop:
             return
         for logger in self.loggers:
             logger.flush()  # before the checkpoint, so that its updates are in the file whenever it exists
-        checkpoint.save_step(self.folder / "checkpoints", updates, self.unpad(states))
+        try:
+            checkpoint.save_step(self.folder / run_folder.CHECKPOINTS, updates, self.unpad(states))
+        except checkpoint.CheckpointError as error:
+            raise StoppedError(f"{error} What was saved before is kept{self.how_to_go_on()}.") from error
 
     def restore(self, folder: Path) -> tuple[int, Any]:
+        """The newest checkpoint, or where the run was stopped before its first the states of its seeds."""
+        checkpoints = folder / run_folder.CHECKPOINTS
+        if not checkpoint.steps(checkpoints):
+            for line in checkpoint.set_newer_aside(checkpoints, -1):
+                self.say(line)
+            self.say(f"{folder} holds no checkpoint yet: starting from update 0.")
+            return 0, self.initial_states()
         like = _states_like(self.algorithm, self.config, len(self.seeds))
-        updates, states, problems = checkpoint.load_latest(folder / "checkpoints", like)
+        updates, states, problems = checkpoint.load_latest(checkpoints, like)
         for problem in problems:
             self.say(f"{problem} Falling back to the checkpoint of update {updates}.")
+        for line in checkpoint.set_newer_aside(checkpoints, updates):
+            self.say(line)
         self.say(f"Going on from update {updates} of {self.config.num_updates}.")
         states = jax.tree.map(lambda x: jnp.concatenate([x] + [x[-1:]] * self.padding) if self.padding else x, states)
-        return updates, jax.device_put(states, jax.NamedSharding(self.mesh, PartitionSpec("seeds")))
+        return updates, jax.device_put(states, self.sharding)
 
     def unpad(self, states: Any) -> Any:
         return jax.tree.map(lambda x: x[: len(self.seeds)], states) if self.padding else states
@@ -315,114 +407,6 @@ def _advance(algorithm: ModuleType, config: Any, chunk: Any, max_chunk: int, sta
     return state, metrics, finite
 
 
-def check_memory(algorithm: ModuleType, config: Any, num_seeds: int) -> str:
-    """One line on the memory that the states of all seeds need, estimated from shapes alone.
-
-    Raises RunError with the numbers where it exceeds what the machine has free.
-    """
-    state = jax.eval_shape(algorithm.init, jax.random.key(0), config)
-    one = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if not _is_key(leaf))
-    need = 2 * one * num_seeds  # a chunk reads the old states while it writes the new ones
-    have = _free_memory()
-    sizes = f"{_megabytes(one)} a seed, at most {_megabytes(need)} for {num_seeds} seed(s)"
-    line = f"Memory: {sizes}; {_megabytes(have)} free."
-    if need > have:
-        raise RunError(f"{line} Train fewer seeds at a time, or take a smaller buffer_size or num_envs.")
-    return line
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _free_memory() -> int:
-    device = jax.devices()[0]
-    if device.platform == "cpu":
-        import psutil
-
-        return psutil.virtual_memory().available
-    stats = device.memory_stats()
-    return (stats["bytes_limit"] - stats["bytes_in_use"]) * len(jax.devices())
-
-
-def _megabytes(size: int) -> str:
-    return f"{size / 1e6:,.1f} MB" if size < 1e9 else f"{size / 1e9:,.2f} GB"
-
-
 def _states_like(algorithm: ModuleType, config: Any, num_seeds: int) -> Any:
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), num_seeds))
     return jax.eval_shape(jax.vmap(algorithm.init, (0, None)), keys, config)
-
-
-def config_dict(config: Any) -> dict[str, Any]:
-    """A Config's fields as JSON values; an env object stands as its repr, env_params as the list of its numbers."""
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    fields["env"] = config.env if isinstance(config.env, str) else repr(config.env)
-    if config.env_params is not None:
-        fields["env_params"] = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(config.env_params)]
-    return {
-        name: x.tolist() if hasattr(x, "tolist") else list(x) if isinstance(x, tuple) else x
-        for name, x in fields.items()
-    }
-
-
-def read_config(folder: str | Path) -> tuple[ModuleType, Any, list[int]]:
-    """The algorithm, Config and seeds of a run's folder. Raises RunError where it holds no run."""
-    import purerl
-
-    path = Path(folder) / "config.json"
-    if not path.is_file():
-        raise RunError(f"{folder} holds no run: there is no {path.name} in it.")
-    try:
-        stored = json.loads(path.read_text())
-        algorithm, fields = getattr(purerl, stored["algorithm"]), stored["config"]
-        seeds = stored["seeds"]
-    except (ValueError, KeyError, AttributeError) as error:
-        raise RunError(f"{path} is damaged: {error}.") from error
-    defaults = algorithm.Config()
-    fields = {name: tuple(x) if isinstance(getattr(defaults, name, None), tuple) else x for name, x in fields.items()}
-    arrays = [field.name for field in dataclasses.fields(defaults) if field.type is Any and field.name != "env_params"]
-    fields |= {name: jnp.asarray(fields[name]) for name in arrays if fields.get(name) is not None}
-    if fields.get("env_params") is not None:
-        own = envs.make(fields["env"]).default_params
-        leaves = [jnp.asarray(leaf) for leaf in fields["env_params"]]
-        fields["env_params"] = jax.tree.structure(own).unflatten(leaves)
-    return algorithm, algorithm.Config(**fields), seeds
-
-
-def _check_empty(folder: Path) -> None:
-    if folder.exists() and any(folder.iterdir()):
-        raise RunError(
-            f"{folder} is not empty: name another folder, or go on with --resume {folder} if it holds this run."
-        )
-
-
-def _write_config(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    versions = {"python": platform.python_version(), "jax": jax.__version__}
-    stored = {"algorithm": _name(algorithm), "seeds": seeds, "config": config_dict(config), "versions": versions}
-    (folder / "config.json").write_text(json.dumps(stored, indent=2) + "\n")
-
-
-def _check_same_run(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int]) -> None:
-    if not folder.is_dir():
-        raise RunError(f"There is no folder {folder} to resume.")
-    path = folder / "config.json"
-    if not path.is_file():
-        raise RunError(f"{folder} holds no run: there is no {path.name} in it.")
-    stored = json.loads(path.read_text())
-    if stored["algorithm"] != _name(algorithm):
-        raise RunError(f"{folder} is a run of {stored['algorithm']}, not of {_name(algorithm)}.")
-    mine = json.loads(json.dumps({**config_dict(config), "seeds": seeds}))
-    theirs = {**stored["config"], "seeds": stored["seeds"]}
-    differing = [
-        f"{name} ({theirs.get(name)} there, {mine.get(name)} here)"
-        for name in {**theirs, **mine}
-        if theirs.get(name) != mine.get(name)
-    ]
-    if differing:
-        raise RunError(f"{folder} is a run of another config: it differs in {', '.join(differing)}.")
-
-
-def _name(algorithm: ModuleType) -> str:
-    return algorithm.__name__.split(".")[-1]

@@ -1,0 +1,225 @@
+"""A run's folder: config.json, which says what the run is, and whether a training may go on in it.
+
+config.json holds the algorithm, its Config, seeds, how it was run and by which versions; metrics.csv one row a seed and
+update; checkpoints/ the last two states. Another file, .lock, keeps a second writer out.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl import envs
+from purerl.run import lock, objects, provenance
+from purerl.run.errors import RunError
+
+CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.csv", "checkpoints"
+_JSON = (str, int, float, bool, type(None), list, tuple)
+
+
+class Options(NamedTuple):
+    """How a run was run, so that it goes on alike. seeds_at_once: on each device. loggers: names."""
+
+    seeds_at_once: int | None = None
+    loggers: tuple[str, ...] = ()
+
+
+def check_free(folder: Path) -> None:
+    """Raises RunError unless `folder` is empty or can be made."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise RunError(f"{folder} cannot be the run's folder: {nearest} is a file.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunError(f"{folder} cannot be the run's folder: {nearest} may not be written to.")
+    if folder.exists() and any(entry.name != lock.FILE for entry in folder.iterdir()):
+        raise RunError(
+            f"{folder} is not empty: name another folder, or go on with --resume {folder} if it holds this run."
+        )
+
+
+def make(folder: Path) -> None:
+    """Raises RunError where the folder cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"The folder {folder} cannot be made: {error.strerror}.") from error
+
+
+def write(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int], options: Options) -> None:
+    """Writes config.json, whole or not at all."""
+    content = {
+        "algorithm": objects.algorithm_path(algorithm),
+        "seeds": seeds,
+        "config": config_dict(config),
+        "options": options._asdict(),
+        "versions": provenance.versions(),
+    }
+    partial = folder / f"{CONFIG}.tmp"
+    with partial.open("w") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / CONFIG)
+
+
+def read(folder: str | Path) -> dict[str, Any]:
+    """config.json as it stands. Raises RunError where there is none or it is damaged."""
+    path = Path(folder) / CONFIG
+    if not path.is_file():
+        raise RunError(f"{folder} holds no run: there is no {CONFIG} in it.")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}.") from error
+    parts = {"algorithm": str | None, "seeds": list, "config": dict}
+    for name, kind in parts.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name, 0), kind):
+            raise RunError(f"{path} is damaged, or no config of a run: it has no {name}.")
+    return content
+
+
+def load(
+    folder: str | Path, algorithm: ModuleType | None = None, **given: Any
+) -> tuple[ModuleType, Any, list[int], Options]:
+    """The algorithm, Config, seeds and options of a run's folder.
+
+    algorithm: where its module cannot be found by itself. given: fields of the Config whose objects cannot, such as
+    env. Raises RunError where the folder holds no run, or one of another version, and what has to be given.
+    """
+    path, content = Path(folder) / CONFIG, read(folder)
+    algorithm = _algorithm(path, content["algorithm"], algorithm)
+    fields = {field.name: field for field in dataclasses.fields(algorithm.Config)}
+    if unknown := [name for name in (*content["config"], *given) if name not in fields]:
+        name = objects.short_name(algorithm)
+        raise RunError(f"{path} is of another version of {name}: it has no field {', '.join(unknown)} now.")
+    values = {name: _value(path, fields[name], x, given) for name, x in content["config"].items()}
+    if values.get("env_params") is not None:
+        values["env_params"] = _env_params(values["env_params"], values["env"])
+    options = content.get("options", {})
+    options = Options(options.get("seeds_at_once"), tuple(options.get("loggers", ())))
+    try:
+        return algorithm, algorithm.Config(**values), content["seeds"], options
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{path} is damaged, or of another version: {error}") from error
+
+
+def check_same(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int]) -> tuple[Options, list[str]]:
+    """How the run was run, and what else has changed since, in one line each.
+
+    Raises RunError where the folder holds no run, or one of another algorithm, config or seeds. An object of which
+    either side has no import path passes.
+    """
+    if not folder.is_dir():
+        raise RunError(f"There is no folder {folder} to resume.")
+    content = read(folder)
+    path = content["algorithm"]
+    if path is not None and not objects.same_algorithm(path, algorithm):
+        raise RunError(f"{folder} is a run of {objects.short_name(path)}, not of {objects.short_name(algorithm)}.")
+    mine = json.loads(json.dumps({**config_dict(config), "seeds": seeds}))
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # of a field newer than the run
+    theirs = {**json.loads(json.dumps(defaults, default=repr)), **content["config"], "seeds": content["seeds"]}
+    differing = [name for name in {**theirs, **mine} if not _agree(theirs.get(name), mine.get(name))]
+    if differing:
+        pairs = ", ".join(f"{name} ({theirs.get(name)} there, {mine.get(name)} here)" for name in differing)
+        raise RunError(f"{folder} is a run of another config: it differs in {pairs}.")
+    before, now = content.get("versions", {}), provenance.versions()
+    changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
+    said = [f"Other code than it was begun with, so that numbers may differ: {'; '.join(changed)}."] if changed else []
+    options = content.get("options", {})
+    return Options(options.get("seeds_at_once"), tuple(options.get("loggers", ()))), said
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """A Config's fields as JSON values; objects as their import path, env_params as its numbers."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name == "env_params" and value is not None:
+            value = _numbers(value)
+        elif hasattr(value, "tolist"):
+            value = value.tolist()
+        elif _is_static(field) and not isinstance(value, _JSON):
+            value = objects.stored(value)
+        values[field.name] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def label(folder: str | Path) -> str:
+    """Algorithm, env and number of seeds of a run in words; makes none of them."""
+    content = read(folder)
+    env, algorithm = content["config"].get("env"), content["algorithm"]
+    env = objects.stored_name(env) if isinstance(env, dict) else env
+    return f"{objects.short_name(algorithm or Path(folder).name)} {env} ({len(content['seeds'])} seeds)"
+
+
+def _numbers(env_params: Any) -> Any:
+    """A dictionary of the params to change as one of numbers, anything else as the list of its leaves' numbers."""
+    if isinstance(env_params, Mapping):
+        return {name: np.asarray(x).tolist() for name, x in env_params.items()}
+    return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(env_params)]
+
+
+def _env_params(numbers: Any, env: Any) -> Any:
+    """What `_numbers` was made of, with the structure of the env's own params where it is a list."""
+    if isinstance(numbers, dict):
+        return {name: jnp.asarray(x) for name, x in numbers.items()}
+    own = jax.tree.structure(envs.make(env).default_params)
+    return own.unflatten([jnp.asarray(leaf) for leaf in numbers])
+
+
+def _is_static(field: Any) -> bool:
+    return not field.metadata.get("pytree_node", True)
+
+
+def _agree(left: Any, right: Any) -> bool:
+    without_path = any(isinstance(x, dict) and x.get("import") is None for x in (left, right))
+    return left == right or (without_path and isinstance(left, dict) and isinstance(right, dict))
+
+
+def _algorithm(path: Path, stored: str | None, given: ModuleType | None) -> ModuleType:
+    if given is not None:
+        if stored is not None and not objects.same_algorithm(stored, given):
+            names = objects.short_name(stored), objects.short_name(given)
+            raise RunError(f"{path.parent} is a run of {names[0]}, not of {names[1]}.")
+        return given
+    if stored is None:
+        raise RunError(f"{path} names no module of its algorithm: give it, runner.load(folder, algorithm=module).")
+    try:
+        return objects.algorithm_named(stored)
+    except (ValueError, TypeError, ImportError) as error:
+        raise RunError(f"The algorithm of {path} is not to be found. {error}") from error
+
+
+def _value(path: Path, field: Any, stored: Any, given: dict[str, Any]) -> Any:
+    """One field of a Config from its JSON value, or the one that is given in its place."""
+    if field.name in given:
+        mine = objects.stored(given[field.name]) if isinstance(stored, dict) else given[field.name]
+        if not _agree(stored, mine):
+            raise RunError(f"{path.parent} is a run with another {field.name}: {stored} there, {mine} here.")
+        return given[field.name]
+    if _is_static(field) and isinstance(stored, dict):
+        return _object(path, field.name, stored)
+    if isinstance(stored, list) and isinstance(field.default, tuple):
+        return tuple(stored)
+    array = field.type in (Any, "Any") and field.name != "env_params" and not _is_static(field)
+    return jnp.asarray(stored) if array and stored is not None else stored
+
+
+def _object(path: Path, name: str, stored: dict[str, Any]) -> Any:
+    if stored.get("import") is None:
+        raise RunError(
+            f"{path} has no import path for {name}, a {stored.get('type')}: give the object, "
+            f"runner.load(folder, {name}=...) or runner.train(..., resume=True). One that stands in a module, or whose "
+            "class there is made without arguments, is found by itself."
+        )
+    try:
+        return objects.rebuilt(stored)
+    except ImportError as error:
+        raise RunError(f"The {name} of {path} is not to be found. {error}") from error
