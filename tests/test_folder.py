@@ -289,8 +289,9 @@ def test_env_objects_are_found_again(tmp_path: Path) -> None:
         assert found is env if env is walk else vars(found) == vars(env)
     assert run_folder.label(folder) == "ppo Chain (1 seeds)"
     params = {"goal": jnp.int32(4), "limit": jnp.int32(9)}
-    folder = make(tiny.config(ppo, env=Chain(), env_params=params), tmp_path / "params")
-    assert run_folder.load(folder)[1].env_params == params
+    for name, given in (("all", params), ("some", {"limit": jnp.int32(9)})):
+        folder = make(config := tiny.config(ppo, env=Chain(), env_params=given), tmp_path / name)
+        assert run_folder.load(folder)[1].env_params == config.env_params
 
 
 def test_an_env_object_that_no_path_leads_to_is_given(tmp_path: Path) -> None:

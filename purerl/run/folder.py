@@ -7,7 +7,6 @@ update; checkpoints/ the last two states. Another file, .lock, keeps a second wr
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -101,7 +100,8 @@ def load(
         raise RunError(f"{path} is of another version of {name}: it has no field {', '.join(unknown)} now.")
     values = {name: _value(path, fields[name], x, given) for name, x in content["config"].items()}
     if values.get("env_params") is not None:
-        values["env_params"] = _env_params(values["env_params"], values["env"])
+        own = jax.tree.structure(envs.make(values["env"]).default_params)
+        values["env_params"] = own.unflatten([jnp.asarray(leaf) for leaf in values["env_params"]])
     options = content.get("options", {})
     options = Options(options.get("seeds_at_once"), tuple(options.get("loggers", ())))
     try:
@@ -137,12 +137,12 @@ def check_same(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """A Config's fields as JSON values; objects as their import path, env_params as its numbers."""
+    """A Config's fields as JSON values; objects as their import path, env_params as the numbers of its leaves."""
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name == "env_params" and value is not None:
-            value = _numbers(value)
+            value = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(value)]
         elif hasattr(value, "tolist"):
             value = value.tolist()
         elif _is_static(field) and not isinstance(value, _JSON):
@@ -157,21 +157,6 @@ def label(folder: str | Path) -> str:
     env, algorithm = content["config"].get("env"), content["algorithm"]
     env = objects.stored_name(env) if isinstance(env, dict) else env
     return f"{objects.short_name(algorithm or Path(folder).name)} {env} ({len(content['seeds'])} seeds)"
-
-
-def _numbers(env_params: Any) -> Any:
-    """A dictionary of the params to change as one of numbers, anything else as the list of its leaves' numbers."""
-    if isinstance(env_params, Mapping):
-        return {name: np.asarray(x).tolist() for name, x in env_params.items()}
-    return [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(env_params)]
-
-
-def _env_params(numbers: Any, env: Any) -> Any:
-    """What `_numbers` was made of, with the structure of the env's own params where it is a list."""
-    if isinstance(numbers, dict):
-        return {name: jnp.asarray(x) for name, x in numbers.items()}
-    own = jax.tree.structure(envs.make(env).default_params)
-    return own.unflatten([jnp.asarray(leaf) for leaf in numbers])
 
 
 def _is_static(field: Any) -> bool:
