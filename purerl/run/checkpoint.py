@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import logging
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,7 +58,8 @@ def load(path: str | Path, like: Any) -> Any:
         raise CheckpointError(f"There is no checkpoint at {path}.")
     likes, structure = jax.tree.flatten(like)
     try:
-        stored = _checkpointer().restore(path)
+        with _silenced():
+            stored = _checkpointer().restore(path)
         leaves = [np.asarray(stored["leaves"][_name(i)]) for i in range(len(stored["leaves"]))]
     except Exception as error:  # orbax raises many kinds, by which file is broken
         raise CheckpointError(f"The checkpoint {path} cannot be read: {type(error).__name__}.") from error
@@ -132,12 +134,22 @@ def _checkpointer() -> Any:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Keeps orbax's threads from printing the traceback of an error that is raised here as well."""
-    logger = logging.getLogger("absl")
+    """Keeps orbax's threads from printing the traceback of an error that is raised here as well.
+
+    After an error it goes on dropping what they say of their closed event loop, since some of them end later.
+    """
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
     level = logger.level
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
     logger.setLevel(logging.CRITICAL + 1)
+    sys.unraisablehook = hook
     try:
         yield
+        sys.unraisablehook = before
     finally:
         logger.setLevel(level)
 
