@@ -231,6 +231,7 @@ def test_an_interrupt_while_it_compiles_is_one_line(tmp_path: Path) -> None:
         ("train ppo --total-timesteps 5", "total_timesteps = 5 is less than the 512 env steps of the first update"),
         ("train dqn --buffer-size 50", "buffer_size = 50 is smaller than batch_size = 128"),
         ("train ppo --num-seeds 0", "seeds must be"),
+        ("train ppo --seeds 4 2 --num-seeds 3", "The seeds are 4 2, as listed: leave out --num-seeds"),
         ("train ppo --resume missing", "There is no folder missing to resume"),
         ("train dqn --resume FOLDER", "is a run of ppo, not of dqn"),
         ("train ppo --resume FOLDER --gamma 0.5", "differs in gamma (0.99 there, 0.5 here)"),

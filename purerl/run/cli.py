@@ -163,7 +163,7 @@ def train(arguments: list[str]) -> None:
     run = runner.train(
         algorithm,
         config,
-        seeds=options.seeds or range(options.first_seed, options.first_seed + options.num_seeds),
+        seeds=_seeds(options, arguments),
         out=folder,
         resume=resume is not None,
         seeds_at_once=options.seeds_at_once,
@@ -180,14 +180,20 @@ def _stored(name: str | None, folder: str) -> tuple[Any, Any, TrainOptions]:
     if not Path(folder).is_dir():
         raise runner.RunError(f"There is no folder {folder} to resume.")
     given = None if name is None else objects.algorithm_named(name)
-    algorithm, config, seeds, options = run_folder.load(folder, given)
-    return (
-        algorithm,
-        config,
-        TrainOptions(
-            **_seed_options(seeds), tensorboard="tensorboard" in options.loggers, wandb="wandb" in options.loggers
-        ),
-    )
+    algorithm, config, seeds, before = run_folder.load(folder, given)
+    options = TrainOptions(**_seed_options(seeds))
+    options.tensorboard, options.wandb = ("tensorboard" in before.loggers), ("wandb" in before.loggers)
+    return algorithm, config, options
+
+
+def _seeds(options: TrainOptions, arguments: list[str]) -> Sequence[int]:
+    """Those that are listed, or so many from the first one on. Raises ValueError where flags say both."""
+    if not options.seeds:
+        return range(options.first_seed, options.first_seed + options.num_seeds)
+    for flag in ("--num-seeds", "--first-seed"):
+        if _value_of(flag, arguments) is not None:
+            raise ValueError(f"The seeds are {' '.join(map(str, options.seeds))}, as listed: leave out {flag}.")
+    return options.seeds
 
 
 def _seed_options(seeds: Sequence[int]) -> dict[str, Any]:
