@@ -138,6 +138,7 @@ def test_metrics_lost_before_the_checkpoint_are_said(folder: Path) -> None:
     tiny.run(value_iteration, CONFIG, out=folder, resume=True, say=said.append)
     assert any("has the rows of 5 updates in place of 6" in line for line in said)
     assert plot.read_metrics(folder)["update"].shape == (3, 5)
+    assert len(path.read_text().splitlines()) == 1 + 3 * 5  # of the last update no row is left alone
     path.unlink()
     tiny.run(value_iteration, CONFIG, out=folder, resume=True, say=said.append)
     assert any("has the rows of 0 updates in place of 6" in line for line in said)
