@@ -1,6 +1,5 @@
 """Bad input: one clear sentence that names the field, before anything is traced or compiled."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -21,7 +21,17 @@ TWO = MDP(  # action 0 stays for 1, action 1 goes to the terminal state 1 with 1
     jnp.array([False, True]),
     jnp.array([1.0, 0.0]),
 )
-MODELS = {name: make() for name, (make, _) in mdp.NAMES.items()}
+
+
+class Models(dict):
+    """The ready-made MDPs by name, each made when first asked for, not while tests are collected."""
+
+    def __missing__(self, name):
+        self[name] = mdp.NAMES[name][0]()
+        return self[name]
+
+
+MODELS = Models()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +77,7 @@ def swept_value(model: MDP, gamma: float) -> np.ndarray:
 
 @pytest.mark.timeout(20)
 @pytest.mark.parametrize("gamma", [0.99, 1.0])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mdp.NAMES)
 def test_optimal_value_returns(name: str, gamma: float) -> None:
     """Where many actions are equally good, as in a lake or in rooms at gamma = 1, it ends, at what sweeps converge to.
 
@@ -102,7 +112,7 @@ def test_endless_policies_have_no_value() -> None:
         mdp.optimal_value(mdp.garnet(KEY, 5, 2, 2), 1.0)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mdp.NAMES)
 def test_dense_is_the_same(name: str) -> None:
     """Tables of all states give the sums of the short ones, which are distributions, and value iteration sees it."""
     model = MODELS[name]
@@ -171,7 +181,7 @@ def test_garnet(garnets: MDP) -> None:
 
 
 def test_names_are_envs() -> None:
-    for name, model in MODELS.items():
+    for name, model in ((name, MODELS[name]) for name in mdp.NAMES):
         env = envs.make(name)
         assert env.observation_space(env.default_params).n == model.num_states
         np.testing.assert_array_equal(env.default_params.probability, model.probability)
@@ -298,7 +308,7 @@ def test_planners_reach_the_optimum(name: str, policy_iteration: bool) -> None:
 
 
 @pytest.mark.parametrize("policy_iteration", [False, True])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mdp.NAMES)
 def test_greedy_earns_its_value_without_discount(name: str, policy_iteration: bool) -> None:
     """At gamma = 1 the greedy policy ends and gets what V says: where actions tie it does not step on the spot."""
     config, model = value_iteration.Config(env=name, policy_iteration=policy_iteration, gamma=1.0), MODELS[name]

@@ -11,8 +11,19 @@ from purerl import envs, evaluate, mdp, q_learning, value_iteration
 from tests import tiny
 
 KEY = jax.random.key(0)
-LARGE = mdp.garnet(jax.random.key(1), 4000, 3, 4)
-SMALL = mdp.garnet(jax.random.key(1), 6, 3, 4)
+
+
+def random_model(num_states: int) -> mdp.MDP:
+    """Three actions, each of which leads to four states, made by NumPy: a garnet of thousands of states takes long."""
+    rng, shape = np.random.default_rng(0), (num_states, 3, 4)
+    successor, reward = rng.integers(num_states, size=shape), rng.normal(size=shape).astype(np.float32)
+    start = np.full(num_states, 1 / num_states, np.float32)
+    return mdp.MDP(
+        successor.astype(np.int32), np.full(shape, 0.25, np.float32), reward, np.zeros(num_states, bool), start
+    )
+
+
+LARGE, SMALL = random_model(4000), random_model(6)
 
 
 def constants(jaxpr: Any) -> list[int]:

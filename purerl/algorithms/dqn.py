@@ -34,8 +34,7 @@ Departures from the paper:
     gradients clipped by their global norm in place of the error's derivative (max_grad_norm)
     the memory holds the observation before a reset, and a time limit bootstraps from it (td_target)
     dueling value and advantages are two heads of one body (q_values)
-    the rewards of an n-step target are those of the actions that were taken then, with no correction for how the policy
-    has changed, as in arXiv:1710.02298 (n_step)
+    n-step rewards are not corrected for how the policy has changed since, as in arXiv:1710.02298 (n_step)
     the learning rate may fall to 0 (anneal_learning_rate)
 """
 

@@ -25,11 +25,11 @@ Departures from the paper:
     gradients are clipped by their global norm (max_grad_norm)
     a time limit cuts the advantage sum but bootstraps from V(final_obs) (collect)
     layers start orthogonal, the actor's head small (actor_critic)
-    the critic's change is clipped like the policy's (clip_value): once a policy survives to every time limit,
-    advantages are only the critic's noise, which standardising blows up to full size, and a critic that moves slowly
-    keeps the policy from drifting
+    the critic's change is clipped like the policy's (clip_value)
     learning rate and clip range may fall to 0 (anneal_learning_rate, anneal_clip_eps)
     observations and rewards may be normalised by running statistics (normalize_obs, normalize_reward)
+Once a policy survives to every time limit, advantages are only the critic's noise, which standardising blows up to full
+size; a critic whose change is clipped moves slowly and keeps the policy from drifting.
 Continuous actions are drawn from a Gaussian whose standard deviation does not depend on the observation; they live on
 the scale [-1, 1] and are clipped and scaled to the env's bounds only on their way into the env.
 """

@@ -20,8 +20,8 @@ many sweeps, but few are needed. Evaluation sweeps with the policy's own action 
 Departures from the book:
     all states are swept at once from the old V, not in place (sweep)
     policy evaluation stops at the tolerance, or after max_sweeps sweeps (evaluate_greedy)
-    of actions that are equally good, one that leads to an end is taken: at gamma = 1 a step on the spot is worth as
-      much as the way out, but whoever always takes it gets nothing (greedy_actions)
+    of equally good actions one that leads to an end is taken (greedy_actions)
+At gamma = 1 a step on the spot is worth as much as the way out, but whoever always takes it gets nothing.
 """
 
 from typing import Any, NamedTuple

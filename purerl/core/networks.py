@@ -81,7 +81,8 @@ def init(key: PRNGKey, *networks: "Network") -> tuple[Any, ...]:
     for i, network in enumerate(networks):
         obs = jnp.zeros((1, *network.obs_space.shape), network.obs_space.dtype)
         params.append(network.init(key if plain[i] else jax.random.fold_in(key, i), obs))
-    drawn = iter(orthogonal(key, [x for x, is_plain in zip(params, plain, strict=True) if is_plain]))
+    undrawn = [x for x, is_plain in zip(params, plain, strict=True) if is_plain]
+    drawn = iter(orthogonal(key, undrawn) if undrawn else ())
     return tuple(next(drawn) if is_plain else x for x, is_plain in zip(params, plain, strict=True))
 
 

@@ -155,7 +155,12 @@ class BoundEnv:
 
     def start(self, keys: Any) -> tuple[Array, Any]:
         """A fresh start state of each env, (obs, state); keys: one an env."""
-        return jax.vmap(self.env.reset, (0, self._axes))(keys, self.params)
+        start = jax.vmap(self.env.reset, (0, self._axes))(keys, self.params)
+        # A Python number in it would be of a weak type, which a checkpoint cannot keep: what goes on from one would be
+        # another program than what never stopped.
+        return jax.tree.map(
+            lambda x: jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x, start
+        )
 
     def advance(self, keys: Any, state: Any, action: Array) -> tuple[Array, Any, Array, Array, Array]:
         """What `Env.step` gives of each env, with no reset; keys: one an env, action: on the scale [-1, 1]."""

@@ -101,10 +101,11 @@ def draw(path: Path, env: Gymnax, params: Any, states: list[Any], returns: np.nd
     states = [jax.tree.map(jnp.asarray, state) for state in states]
     for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
         os.environ.setdefault(driver, "dummy")  # pictures go to a file: no window, and no search for a sound card
-    try:
-        Visualizer(env.env, params, states, returns).animate(str(path))
-    except AttributeError as error:
-        raise ValueError(f"gymnax cannot draw {env.env.name}.") from error
+    visualizer = Visualizer(env.env, params, states, returns)
+    visualizer.init()
+    if not hasattr(visualizer, "im"):  # an env that it does not know it would draw as an empty picture
+        raise ValueError(f"gymnax cannot draw {env.env.name}.")
+    visualizer.animate(str(path))
     return path
 
 
