@@ -365,6 +365,13 @@ class Patient:
         env: Any = struct.field(pytree_node=False, default_factory=Chain)
         env_params: Any = None
 
+    class State(NamedTuple):
+        params: Any
+
+    @staticmethod
+    def init(key: Any, config: Any) -> Any:
+        return Patient.State(jnp.zeros(1))
+
     @staticmethod
     def policy(state: Any, config: Any, *, deterministic: bool = True) -> Policy:
         def act(key: Any, obs: Any, steps: Any) -> tuple[Any, Any]:
@@ -376,12 +383,13 @@ class Patient:
 def test_a_policy_that_remembers_is_evaluated_and_rendered() -> None:
     """Stay, then three steps right: 0 + 1 + 2 + 3. With no memory carried it would stay for ever."""
     config, key = Patient.Config(), jax.random.key(0)
-    env, policy = envs.bind(config), Patient.policy(None, config)
+    env, state = envs.bind(config), Patient.init(key, config)
+    policy = Patient.policy(state, config)
     evaluation = jax.jit(lambda key: rollout.episodes(key, env, policy, 3))(key)
     np.testing.assert_array_equal(evaluation.returns, [6.0] * 3)
     np.testing.assert_array_equal(evaluation.lengths, [4] * 3)
-    assert_same_bits(purerl.evaluate(Patient, None, config, key, num_episodes=3), evaluation)
-    states, returns = render.episode(Patient, None, config, key, max_steps=8)
+    assert_same_bits(purerl.evaluate(Patient, state, config, key, num_episodes=3), evaluation)
+    states, returns = render.episode(Patient, state, config, key, max_steps=8)
     np.testing.assert_array_equal(returns, [0.0, 1.0, 3.0, 6.0])
     assert [int(cell) for cell, _, _ in states] == [0, 0, 1, 2]
     with pytest.raises(TypeError, match=r"remembers: action, memory = policy\.act\(key, obs, memory\)"):
