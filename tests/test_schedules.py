@@ -1,10 +1,18 @@
 """What changes over a training, by number: the functions, and that each algorithm follows them."""
 
-from types import SimpleNamespace
+import dataclasses
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import purerl
+from purerl import dqn, ppo
 from purerl.core import schedules
+from tests import tiny
 
 
 @pytest.mark.parametrize(
@@ -35,3 +43,132 @@ def test_epsilon_without_a_fall():
 def test_learning_rate(anneal, expected):
     config = SimpleNamespace(learning_rate=2.0, anneal_learning_rate=anneal)
     assert [schedules.learning_rate(progress, config) for progress in (0.0, 0.25, 1.0)] == expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Inside each algorithm
+
+ANNEALED = {
+    "epsilon_start": 0.9,
+    "epsilon_end": 0.1,
+    "exploration_fraction": 0.5,
+    "anneal_learning_rate": True,
+    "anneal_clip_eps": True,
+}
+ONE_GRADIENT_STEP = {"num_steps": 1, "num_epochs": 1, "num_minibatches": 1, "iterations_per_update": 1}
+PROGRESS = (0.0, 0.25, 0.5, 0.75)  # of four updates, the last one included
+
+
+def fields_of(algorithm: ModuleType, fields: dict[str, Any]) -> dict[str, Any]:
+    """Those of the fields that the algorithm's Config has."""
+    known = {field.name for field in dataclasses.fields(algorithm.Config)}
+    return {name: value for name, value in fields.items() if name in known}
+
+
+def algorithms_with(field: str) -> list[str]:
+    return [name for name in purerl.ALGORITHMS if fields_of(getattr(purerl, name), {field: None})]
+
+
+class Seen(NamedTuple):
+    """One update at some progress. epsilon: each that actions were drawn with. change: of every parameter."""
+
+    epsilon: list[float]
+    metrics: dict[str, jax.Array]
+    change: np.ndarray
+
+
+@pytest.fixture(
+    scope="module", params=sorted({*algorithms_with("epsilon_start"), *algorithms_with("anneal_learning_rate")})
+)
+def updates(request: pytest.FixtureRequest) -> dict[float, Seen]:
+    """One and the same update at each PROGRESS, of one gradient step on the same data: only the schedules differ.
+
+    Whatever epsilon is, the action is 0, so that it shows nowhere but in what is recorded.
+    """
+    algorithm, used = getattr(purerl, request.param), []
+
+    def record(key: Any, q: jax.Array, epsilon: Any) -> jax.Array:
+        jax.debug.callback(lambda value: used.append(float(value)), epsilon, ordered=True)
+        return jnp.zeros(q.shape[:-1], jnp.int32)
+
+    config = tiny.config(algorithm, **fields_of(algorithm, {**ANNEALED, **ONE_GRADIENT_STEP}))
+    config = config.replace(total_timesteps=config.env_steps(4))
+    assert config.num_updates == 4
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(algorithm, "epsilon_greedy"):
+            patch.setattr(algorithm, "epsilon_greedy", record)
+        start = jax.jit(lambda key: algorithm.init(key, config))(jax.random.key(0))
+        update = jax.jit(lambda state: algorithm.update(state, config))
+        seen = {}
+        for progress in PROGRESS:
+            jax.effects_barrier()
+            used.clear()
+            state, metrics = update(start._replace(updates=jnp.int32(4 * progress)))
+            jax.effects_barrier()
+            before, after = (np.concatenate([x.ravel() for x in tiny.arrays(s.params)]) for s in (start, state))
+            seen[progress] = Seen(list(used), metrics, after - before)
+    return seen
+
+
+@pytest.mark.parametrize("updates", algorithms_with("epsilon_start"), indirect=True)
+def test_epsilon_in_use(updates: dict[float, Seen]) -> None:
+    """From .9 to .1 over the first half: what the metric says, and what every action is drawn with."""
+    for progress, epsilon in ((0.0, 0.9), (0.25, 0.5), (0.5, 0.1), (0.75, 0.1)):
+        assert updates[progress].metrics["epsilon"] == pytest.approx(epsilon)
+        assert updates[progress].epsilon
+        np.testing.assert_allclose(updates[progress].epsilon, epsilon, rtol=1e-6)
+
+
+@pytest.mark.parametrize("updates", algorithms_with("anneal_learning_rate"), indirect=True)
+def test_learning_rate_in_use(updates: dict[float, Seen]) -> None:
+    """The first step of Adam, and every step of a table, is in proportion to the learning rate: 1, 3/4, 1/2, 1/4."""
+    assert np.abs(updates[0.0].change).max() > 0
+    for progress in PROGRESS:
+        expected = (1 - progress) * updates[0.0].change
+        np.testing.assert_allclose(updates[progress].change, expected, rtol=2e-3, atol=1e-7)
+
+
+def test_dqn_moves_epsilon_within_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four iterations an update, four updates, epsilon from 1 to 0 over all of it: 16 values."""
+    used = []
+
+    def record(key: Any, q: jax.Array, epsilon: Any) -> jax.Array:
+        jax.debug.callback(lambda value: used.append(float(value)), epsilon, ordered=True)
+        return jnp.zeros(q.shape[:-1], jnp.int32)
+
+    monkeypatch.setattr(dqn, "epsilon_greedy", record)
+    config = tiny.config(
+        dqn,
+        num_steps=1,
+        total_timesteps=16 + 2 * 4 * 4,
+        epsilon_start=1.0,
+        epsilon_end=0.0,
+        exploration_fraction=1.0,
+    )
+    assert config.num_updates == 4
+    metrics = dqn.train(jax.random.key(0), config).metrics
+    jax.effects_barrier()
+    np.testing.assert_allclose(used, np.arange(16, 0, -1) / 16, atol=1e-6)
+    np.testing.assert_allclose(metrics["epsilon"], np.array([13, 9, 5, 1]) / 16, atol=1e-6)
+
+
+@pytest.mark.parametrize(("anneal", "expected"), [(True, [0.4, 0.3, 0.2, 0.1]), (False, [0.4] * 4)])
+def test_clip_eps_in_use(anneal: bool, expected: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four updates: clip_eps falls from .4 by a quarter of it each, or stays.
+
+    The gradient in place of the loss's is 3 for one parameter, whatever is clipped and however long the step.
+    """
+    used = []
+
+    def record(params: Any, batch: Any, clip_eps: Any, config: Any) -> Any:
+        jax.debug.callback(lambda value: used.append(float(value)), clip_eps, ordered=True)
+        return 3 * params.critic["params"]["body"]["Dense_1"]["bias"].sum(), {}
+
+    monkeypatch.setattr(ppo, "loss", record)
+    config = tiny.config(
+        ppo, num_epochs=1, num_minibatches=1, clip_eps=0.4, anneal_clip_eps=anneal, total_timesteps=4 * 16
+    )
+    metrics = ppo.train(jax.random.key(0), config).metrics
+    jax.effects_barrier()
+    np.testing.assert_allclose(metrics["grad_norm"], [3.0] * 4, rtol=1e-6)
+    np.testing.assert_allclose(used, expected, rtol=1e-6)
