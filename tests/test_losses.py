@@ -62,7 +62,9 @@ def test_ppo_clipped_value_counts_the_worse(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ppo, "critic", lambda params, obs, config: jnp.array([1.0]))
     one = jnp.ones(1)
     batch = ppo.Batch(jnp.zeros((1, 4)), jnp.array([0]), jnp.log(one / 2), 0 * one, 0 * one, one)
-    losses = [ppo.loss(None, batch, 0.2, tiny.config(ppo, clip_value=clip))[1]["value_loss"] for clip in (True, False)]
+    # 0.2 is what is left of clip_eps, and the only one that counts.
+    configs = [tiny.config(ppo, clip_value=clip, clip_eps=0.5) for clip in (True, False)]
+    losses = [ppo.loss(None, batch, 0.2, config)[1]["value_loss"] for config in configs]
     np.testing.assert_allclose(losses, [0.32, 0.0], rtol=1e-5)
 
 
@@ -91,12 +93,13 @@ def test_dqn_target_by_hand(double_q: bool, expected: list[float], monkeypatch: 
 
 @pytest.mark.parametrize("huber, expected", [(False, (0.125 + 4.5) / 2), (True, (0.125 + 2.5) / 2)])
 def test_dqn_loss_by_hand(huber: bool, expected: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Errors 0.5 and 3: squared, 0.125 and 4.5; Huber, 0.125 and 3 - 0.5 = 2.5."""
+    """Q is 0.5 and 3, errors are -0.5 and 3: squared, 0.125 and 4.5; Huber, 0.125 and 3 - 0.5 = 2.5."""
     monkeypatch.setattr(dqn, "q_values", lambda params, obs, config: jnp.array([[0.5, 9.0], [9.0, 3.0]]))
     obs, never = jnp.zeros((2, 4)), jnp.zeros(2, bool)
     batch = Transition(obs, jnp.array([0, 1]), jnp.zeros(2), never, never, obs)
-    total, _ = dqn.loss(None, jnp.zeros(2), batch, tiny.config(dqn, huber=huber))
+    total, metrics = dqn.loss(None, jnp.array([1.0, 0.0]), batch, tiny.config(dqn, huber=huber))
     np.testing.assert_allclose(total, expected, rtol=1e-6)
+    assert (float(metrics["td_error"]), float(metrics["q_value"])) == (1.75, 1.75)
 
 
 def test_n_step_return_by_hand() -> None:

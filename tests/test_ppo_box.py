@@ -1,0 +1,122 @@
+"""PPO where actions are numbers: the loss by hand, the way into the env's units, and an optimum that is known."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from purerl import envs, ppo
+from tests import tiny
+
+KEY = jax.random.key(0)
+LOG_2PI = np.log(2 * np.pi)
+
+
+class Bandit:
+    """One step that pays - sum_d ((a_d - best_d) / half_d)^2, where half is half the width of the bounds."""
+
+    default_params = {"best": jnp.array([1.0, 7.0])}  # noqa: RUF012
+    low, high = jnp.array([-2.0, 0.0]), jnp.array([2.0, 10.0])
+
+    def observation_space(self, params):
+        return envs.Box(0.0, 1.0, (1,))
+
+    def action_space(self, params):
+        return envs.Box(self.low, self.high, (2,))
+
+    def reset(self, key, params):
+        return jnp.ones(1), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        error = (action - params["best"]) / (self.high - self.low) * 2
+        return jnp.ones(1), state, -jnp.square(error).sum(), state == 0, state > 0
+
+
+BANDIT = Bandit()
+
+
+class Always:
+    """A network with the same outputs for every observation."""
+
+    def __init__(self, *outputs: float):
+        self.outputs = jnp.array(outputs)
+
+    def apply(self, params: Any, obs: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(self.outputs, (*obs.shape[:-1], len(self.outputs)))
+
+
+def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mean (0, 1), standard deviations (1/2, 4); the actions (1/2, 5) and (0, 1) lie one deviation off, and on it.
+
+    log p = -(1 + 1) / 2 - c and -c, where c = log 1/2 + log 4 + log 2 pi = log 2 + log 2 pi. They were taken with
+    densities by which the ratios are 3/2 and 1/2. Advantages 5 and 1 are standardised to 1 and -1, so clip_eps = 0.2
+    gives -(min(1.5, 1.2) + min(-0.5, -0.8)) / 2 = -0.2, E[r - 1 - log r] is what it is for any policy, and the entropy
+    of two normals is log 1/2 + log 4 + 1 + log 2 pi. The critic says 2, and 1 and 4 were its targets: (1 + 4) / 2 / 2.
+    """
+    monkeypatch.setattr(ppo, "actor_critic", lambda config: (Always(0.0, 1.0), Always(2.0)))
+    c = np.log(2) + LOG_2PI
+    batch = ppo.Batch(
+        obs=jnp.ones((2, 1)),
+        action=jnp.array([[0.5, 5.0], [0.0, 1.0]]),
+        log_prob=jnp.array([-1 - c - np.log(1.5), -c - np.log(0.5)], jnp.float32),
+        value=jnp.zeros(2),
+        advantage=jnp.array([5.0, 1.0]),
+        value_target=jnp.array([1.0, 4.0]),
+    )
+    config = tiny.config(ppo, env=BANDIT, vf_coef=0.5, ent_coef=0.1, clip_value=False)
+    params = ppo.Params(None, None, jnp.log(jnp.array([0.5, 4.0])))
+    total, metrics = ppo.loss(params, batch, 0.2, config)
+    expected = {
+        "policy_loss": -0.2,
+        "value_loss": 1.25,
+        "entropy": np.log(2) + 1 + LOG_2PI,
+        "approx_kl": (0.5 - np.log(1.5) - 0.5 - np.log(0.5)) / 2,
+        "clip_fraction": 1.0,
+    }
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(total, -0.2 + 0.5 * 1.25 - 0.1 * expected["entropy"], rtol=1e-5)
+
+
+def test_actions_are_scaled_on_their_way_into_the_env() -> None:
+    """The batch keeps what was drawn, on [-1, 1] and beyond; the env is paid by what it clips and scales that to.
+
+    A user's own loop gets the env's units. On the unit scale the best action is (1/2, 2/5).
+    """
+    config = tiny.config(ppo, env=BANDIT, gamma=0.0, gae_lambda=0.0)
+    state = ppo.init(KEY, config)
+    _, batch, _ = jax.jit(lambda state: ppo.collect(KEY, state, config))(state)
+    reward = -np.square(np.clip(np.asarray(batch.action), -1, 1) - [0.5, 0.4]).sum(-1)
+    np.testing.assert_allclose(batch.value_target, reward, rtol=1e-4, atol=1e-5)
+    assert (np.abs(batch.action) > 1).any()
+    np.testing.assert_array_equal(state.params.log_std, [0, 0])
+    pi = ppo.distribution(state.params, jnp.ones(1), config)
+    given = ppo.policy(state, config)(KEY, jnp.ones(1))
+    np.testing.assert_allclose(
+        given, np.asarray(pi.mode()) * np.array([2.0, 5.0]) + np.array([0.0, 5.0]), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_finds_the_optimum() -> None:
+    """Within 0.1 of (1, 7) in the env's units, with a deviation that has fallen to less than a third."""
+    config = ppo.Config(
+        env=BANDIT,
+        total_timesteps=16_000,
+        num_envs=16,
+        num_steps=10,
+        num_epochs=4,
+        num_minibatches=2,
+        actor_hidden_sizes=(8,),
+        critic_hidden_sizes=(8,),
+        learning_rate=0.02,
+        ent_coef=0.0,
+    )
+    state, metrics = ppo.train(KEY, config)
+    assert config.num_updates == 100
+    np.testing.assert_allclose(ppo.policy(state, config)(KEY, jnp.ones(1)), [1.0, 7.0], atol=0.1)
+    draws = jax.vmap(ppo.policy(state, config, deterministic=False), (0, None))(jax.random.split(KEY, 500), jnp.ones(1))
+    assert (np.asarray(draws).std(0) < np.array([2.0, 5.0]) / 3).all()
+    assert metrics["entropy"][-1] < metrics["entropy"][0]
