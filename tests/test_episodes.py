@@ -10,6 +10,7 @@ import pytest
 
 import purerl
 from purerl import envs, ppo
+from purerl.core import rollout
 from purerl.core.types import Policy, memoryless
 from tests import tiny
 
@@ -58,7 +59,19 @@ class Lottery(Paid):
         return jnp.zeros(1), (time + 1, label), jnp.where(time == 0, x, -x), time == 1, time > 1
 
 
-PAID, LOTTERY = Paid(), Lottery()
+class Placed(Paid):
+    """One step, which begins and ends at the place that a param names."""
+
+    default_params = {"place": 0.0}  # noqa: RUF012
+
+    def reset(self, key, params):
+        return jnp.full(1, params["place"]), jnp.int32(0)
+
+    def step(self, key, state, action, params):
+        return jnp.full(1, -1.0), state, params["place"], state == 0, state > 0
+
+
+PAID, LOTTERY, PLACED = Paid(), Lottery(), Placed()
 
 
 class State(NamedTuple):
@@ -144,6 +157,16 @@ def test_every_draw_is_its_own(source):
     returns = np.asarray(evaluate(Random, {"source": source}, 64, LOTTERY).returns)
     assert len(np.unique(returns)) == 64
     assert np.abs(returns).min() > 0
+
+
+def test_each_env_starts_by_its_own_params():
+    """At first, and after each end."""
+    env = envs.BoundEnv(PLACED, {"place": jnp.array([3.0, 5.0])}, 2)
+    act = lambda key, obs: jnp.zeros((2, 1))  # noqa: E731
+    last, steps, _ = jax.jit(lambda: rollout.unroll(KEY, env, env.reset(KEY), act, 2))()
+    np.testing.assert_array_equal(steps.obs[..., 0], [[3, 5], [3, 5]])
+    np.testing.assert_array_equal(last.obs[:, 0], [3, 5])
+    np.testing.assert_array_equal(steps.reward, [[3, 5], [3, 5]])
 
 
 @pytest.mark.parametrize("name", purerl.ALGORITHMS)
