@@ -94,6 +94,7 @@ def test_actions_are_scaled_on_their_way_into_the_env() -> None:
     assert (np.abs(batch.action) > 1).any()
     np.testing.assert_array_equal(state.params.log_std, [0, 0])
     pi = ppo.distribution(state.params, jnp.ones(1), config)
+    assert np.abs(pi.mode()).max() < 0.1  # the head starts small
     given = ppo.policy(state, config)(KEY, jnp.ones(1))
     np.testing.assert_allclose(
         given, np.asarray(pi.mode()) * np.array([2.0, 5.0]) + np.array([0.0, 5.0]), rtol=1e-5, atol=1e-6
