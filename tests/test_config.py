@@ -140,6 +140,12 @@ CASES = {
         "env_params of CartPole-v1 have no masspol: they have .*gravity, masscart, ",
     ),
     "a number for a network": (ppo, {"actor_network": 64}, TypeError, "actor_network must be a flax module.* 64"),
+    "list of learning rates": (
+        ppo,
+        {"learning_rate": [1e-3, 1e-4]},
+        TypeError,
+        "learning_rate must be a number or an array, but is .*: wrap it in jnp.array",
+    ),
     "unknown field": (ppo, {"lr": 1e-3}, TypeError, "unexpected keyword argument 'lr'"),
 }
 
@@ -184,6 +190,12 @@ def test_value_based_methods_refuse_a_box(name):
 def test_tables_refuse_what_is_not_numbered(name):
     with pytest.raises(ValueError, match=rf"{name} keeps one entry.*CartPole-v1 are not numbered.*linear_q .*or dqn"):
         getattr(purerl, name).Config(env="CartPole-v1")
+
+
+def test_train_takes_a_key_and_a_config_of_its_own():
+    for wrong in ((KEY, dqn.Config()), (ppo.Config(), KEY), (0, ppo.Config())):
+        with pytest.raises(TypeError, match=r"ppo.train needs a key, as jax.random.key\(0\) gives, and a ppo.Config"):
+            ppo.train(*wrong)
 
 
 def test_replace_is_checked_too():

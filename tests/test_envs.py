@@ -287,6 +287,8 @@ def test_wrong_objects():
         envs.make(Spaceless())
     with pytest.raises(TypeError, match="lacks default_params, observation_space, action_space, reset, step"):
         envs.make(3)
+    with pytest.raises(TypeError, match=r"Chain'> is a class: give an object of it, such as Chain\(\)"):
+        envs.make(Chain)
     with pytest.raises(TypeError, match=r"env must be hashable.*list"):
         envs.make([])
     envs.make(CHAIN)  # and the right one passes
@@ -336,6 +338,29 @@ def test_some_of_the_env_params():
     with pytest.raises(ValueError, match=r"env_params of .*Chain.* have no length: they have goal, limit"):
         bind(env=CHAIN, env_params={"length": 9})
     jax.eval_shape(ppo.init, KEY, ppo.Config(num_envs=4, env_params={"gravity": jnp.ones(4)}))
+
+
+@pytest.mark.parametrize("value", [[0.5, 1.0, 2.0, 4.0], "2", {"x": 1.0}])
+def test_a_value_of_another_make(value):
+    with pytest.raises(ValueError, match=r"env_params\['gravity'\] of CartPole-v1 must be numbers or arrays"):
+        ppo.Config(num_envs=4, env_params={"gravity": value})
+
+
+def test_gymnax_wrappers_are_refused():
+    """They hand on the inner env's own functions, so that purerl would step past what they do."""
+    import gymnax
+    from gymnax.wrappers import FlattenObservationWrapper
+
+    with pytest.raises(TypeError, match="comes inside a FlattenObservationWrapper"):
+        envs.make(FlattenObservationWrapper(gymnax.make("Catch-bsuite")[0]))
+
+
+def test_changes_of_the_params_stay_changes():
+    """Of whatever env the Config names next: none of the old env's other params come along."""
+    first, second = (type("Gusty", (Chain,), {"default_params": {"goal": goal, "limit": 5}})() for goal in (3, 4))
+    config = ppo.Config(env=first, env_params={"limit": 9})
+    assert envs.bind(config).params == {"goal": 3, "limit": 9}
+    assert envs.bind(config.replace(env=second)).params == {"goal": 4, "limit": 9}
 
 
 class Throttle:

@@ -38,7 +38,13 @@ class Paid:
         time = state + 1
         reward = params["pay"] * time + params["per_action"] * action[0]
         over = time == params["length"]  # once: whoever looks only at the present step misses that it was over
-        return time.astype(jnp.float32)[None], time, reward, over & params["ends"], over & ~params["ends"]
+        return (
+            time.astype(jnp.float32)[None],
+            time,
+            reward,
+            over & params["ends"],
+            over & jnp.logical_not(params["ends"]),
+        )
 
 
 class Lottery(Paid):

@@ -25,9 +25,12 @@ def evaluate(state: Any, config: Any = CONFIG, algorithm: Any = value_iteration,
 def test_wrong_state_is_one_sentence(state: Any) -> None:
     many = jax.tree.map(lambda x: jax.numpy.stack([x, x, x]), state)
     cases = [
-        (lambda: evaluate(state, tiny.config(dqn), dqn), r"needs a dqn.State, but was given a value_iteration.State"),
-        (lambda: evaluate((1, 2)), r"needs a value_iteration.State, but was given a builtins.tuple"),
-        (lambda: evaluate(many), r"shape \[3, 16\] in place of \[16\], as of 3 seeds: vmap evaluate"),
+        (
+            lambda: evaluate(state, tiny.config(dqn), dqn),
+            r"A dqn.State is needed, but a value_iteration.State was given",
+        ),
+        (lambda: evaluate((1, 2)), r"A value_iteration.State is needed, but a builtins.tuple was given"),
+        (lambda: evaluate(many), r"shape \[3, 16\] in place of \[16\], as of 3 seeds: take one"),
         (lambda: evaluate(state, CONFIG.replace(env="mdp/gridworld")), r"has the shape \[16\], but \[\d+\] by this"),
         (lambda: evaluate(state._replace(params={"x": state.params})), "params are made otherwise"),
     ]

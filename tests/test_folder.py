@@ -11,6 +11,7 @@ import types
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -293,6 +294,22 @@ def test_env_objects_are_found_again(tmp_path: Path) -> None:
     for name, given in (("all", params), ("some", {"limit": jnp.int32(9)})):
         folder = make(config := tiny.config(ppo, env=Chain(), env_params=given), tmp_path / name)
         assert run_folder.load(folder)[1].env_params == config.env_params
+
+
+def test_env_params_come_back_as_the_env_makes_them(tmp_path: Path) -> None:
+    """Empty arrays keep their shape and bytes their dtype, all alike or one an env; whatever integers the seeds are."""
+    own = {"grid": jnp.zeros((0, 3)), "tiles": jnp.arange(4, dtype=jnp.uint8)}
+    for name, params in (("alike", own), ("own", {**own, "grid": jnp.zeros((2, 0, 3))})):
+        numbers = json.loads(json.dumps(jax.tree.map(lambda x: np.asarray(x).tolist(), params)))
+        for field in own:
+            made = run_folder._like(numbers[field], own[field])
+            assert (made.shape, made.dtype) == (params[field].shape, params[field].dtype), name
+    folder = tmp_path / "run"
+    tiny.run(ppo, tiny.config(ppo), seeds=np.arange(2), out=folder)
+    assert run_folder.load(folder)[2] == [0, 1]
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed" / "config.json.tmp").write_text("{")
+    run_folder.check_free(tmp_path / "killed")
 
 
 def test_an_env_object_that_no_path_leads_to_is_given(tmp_path: Path) -> None:

@@ -134,6 +134,50 @@ def test_own_networks_keep_their_initialisers():
     np.testing.assert_allclose(drawn.T @ drawn, 2 * np.eye(3), atol=2e-3)
 
 
+class Normed(nn.Module):
+    """Keeps running statistics, which nothing would update."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.BatchNorm(use_running_average=True)(x))
+
+
+class Dropped(nn.Module):
+    """Asks for a key that nobody gives it."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2)(nn.Dropout(0.1, deterministic=False)(x))
+
+
+class Wide(nn.Module):
+    """Its first field is not the number of outputs."""
+
+    width: int = 8
+    num_outputs: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.num_outputs)(nn.Dense(self.width)(x))
+
+
+def test_a_class_is_told_the_number_of_outputs_by_name():
+    assert networks.make(Wide, Box(-1.0, 1.0, (4,)), 2, (3,), "tanh").body == Wide(num_outputs=2)
+
+
+@pytest.mark.parametrize(
+    ("own", "error", "said"),
+    [
+        (Normed(), ValueError, "Normed, must hold parameters alone, but holds batch_stats too"),
+        (lambda: Own(2), TypeError, "must take the number of outputs, 2, and give a flax module"),
+        (Dropped(), ValueError, "Dropped, cannot be run on observations alone: .*dropout"),
+    ],
+)
+def test_networks_that_cannot_be_trained(own, error, said):
+    with pytest.raises(error, match=said):
+        networks.make(own, Box(-1.0, 1.0, (4,)), 2, (3,), "tanh")
+
+
 def test_patches_make_a_convolution():
     """A dense layer on the patches is the convolution with the same kernel."""
     key, image_key = jax.random.split(KEY)

@@ -158,7 +158,10 @@ def test_refuses_before_it_touches_anything(finished: tuple[Path, runner.Run], t
         ("differs in seeds", lambda: tiny.run(ppo, CONFIG, seeds=(4,), out=folder, resume=True)),
         ("seeds must be", lambda: tiny.run(ppo, CONFIG, seeds=())),
         ("seeds must be", lambda: tiny.run(ppo, CONFIG, seeds=(1, 1))),
+        ("seeds must be", lambda: tiny.run(ppo, CONFIG, seeds=3)),
         ("resume needs", lambda: tiny.run(ppo, CONFIG, resume=True)),
+        ("must be a module", lambda: tiny.run("ppo", CONFIG)),
+        ("needs a Config of its own", lambda: tiny.run(dqn, CONFIG)),
     ]
     for message, call in cases:
         with pytest.raises(runner.RunError, match=message):

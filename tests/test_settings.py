@@ -59,8 +59,10 @@ bar = 450
 source = "a paper"
 fields = { n_step = 3 }
 ["mdp/random_walk"]
+["tests.toy_envs:Chain"]
 """)
     table = settings.read(file, dqn.Config)
+    assert table["tests.toy_envs:Chain"].fields == {}
     cartpole, walk = table["CartPole-v1"], table["mdp/random_walk"]
     assert cartpole.fields == {"num_envs": 2, "hidden_sizes": (8, 4), "learning_rate": 1}
     wide, n_3 = cartpole.variants["wide"], cartpole.variants["n 3"]

@@ -12,10 +12,9 @@ from purerl.envs import params
 
 
 def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> None:
-    """Every field against its declaration, the env against what the algorithm can act on; completes env_params.
+    """Every field against its declaration, the env against what the algorithm can act on, env_params against the env's.
 
     actions: the action spaces that the algorithm handles. tabular: it keeps a table, so observations must be numbers.
-    A dictionary in env_params becomes the env's params with those changes.
     Raises TypeError or ValueError with one sentence that names the field.
     """
     validate(config)
@@ -34,8 +33,7 @@ def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> N
             f"{environment.observation_space(environment.default_params)}. Use linear_q with tile, fourier or raw "
             "features, or dqn."
         )
-    if config.env_params is not None:
-        object.__setattr__(config, "env_params", params.complete(environment, config.env_params, config.env))
+    params.complete(environment, config.env_params, config.env)
 
 
 def probabilities(config: Any, field: str) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -48,7 +49,12 @@ def make(
     if own is None:
         rank = 1 if isinstance(obs_space, Discrete) else len(obs_space.shape)
         return Network(obs_space, Layers(hidden_sizes, activation, num_outputs, rank, head_scale, layer_norm))
-    body = own if isinstance(own, nn.Module) else own(num_outputs)
+    try:
+        body = own if isinstance(own, nn.Module) else _made(own, num_outputs)
+    except TypeError as error:
+        raise TypeError(
+            f"{own!r} must take the number of outputs, {num_outputs}, and give a flax module: {error}."
+        ) from error
     if not isinstance(body, nn.Module):
         raise TypeError(f"{own!r} must give a flax module for {num_outputs} outputs, but gives {body!r}.")
     network = Network(obs_space, body)
@@ -56,17 +62,32 @@ def make(
     return network
 
 
+def _made(factory: Any, num_outputs: int) -> Any:
+    """By name where a module's class has the field num_outputs, so that no other field is taken for it."""
+    named = isinstance(factory, type) and "num_outputs" in getattr(factory, "__dataclass_fields__", {})
+    return factory(num_outputs=num_outputs) if named else factory(num_outputs)
+
+
 def _check_outputs(network: "Network", num_outputs: int) -> None:
     """Traces shapes alone."""
-    space, key = network.obs_space, jax.eval_shape(lambda: jax.random.key(0))
+    space, key, own = network.obs_space, jax.eval_shape(lambda: jax.random.key(0)), type(network.body).__name__
     for batch in ((), (2,), (2, 3)):
         obs = jax.ShapeDtypeStruct((*batch, *space.shape), space.dtype)
-        output, _ = jax.eval_shape(network.init_with_output, key, obs)
+        variables = jax.eval_shape(network.init, key, obs)
+        if others := sorted(set(variables) - {"params"}):
+            raise ValueError(
+                f"A network of your own, {own}, must hold parameters alone, but holds {', '.join(others)} too, which "
+                "no training would update."
+            )
+        try:
+            output = jax.eval_shape(network.apply, variables, obs)
+        except flax.errors.FlaxError as error:
+            raise ValueError(f"A network of your own, {own}, cannot be run on observations alone: {error}") from error
         if getattr(output, "shape", None) != (*batch, num_outputs):
             got = list(output.shape) if hasattr(output, "shape") else repr(output)
             raise ValueError(
-                f"A network of your own, {type(network.body).__name__}, must give {[*batch, num_outputs]} for "
-                f"observations {list(obs.shape)}, but gives {got}."
+                f"A network of your own, {own}, must give {[*batch, num_outputs]} for observations {list(obs.shape)}, "
+                f"but gives {got}."
             )
 
 

@@ -154,8 +154,9 @@ def validate(config: Any) -> None:
 
 
 def _validate_traced(name: str, value: Any, metadata: Any) -> None:
-    if isinstance(value, str) and "low" in metadata:
-        raise TypeError(f"{name} must be a number or an array, but is {value!r}.")
+    if isinstance(value, str | list | tuple) and "low" in metadata:
+        wrap = "" if isinstance(value, str) else ": wrap it in jnp.array"
+        raise TypeError(f"{name} must be a number or an array, but is {value!r}{wrap}.")
     if not isinstance(value, int | float) or metadata.get("low") is metadata.get("high") is None:
         return
     low, high = (-math.inf if metadata["low"] is None else metadata["low"]), metadata["high"]

@@ -55,13 +55,13 @@ def bind(config: Any) -> "BoundEnv":
 
 
 def with_tables(config: Any) -> Any:
-    """The same Config, in which an env's large default params stand as env_params.
+    """The same Config, in which an env's large params stand whole as env_params, changed where it changes some.
 
     There they are arguments of a compiled program; as constants in it they make it slow to compile.
     """
-    params = make(config.env).default_params
-    large = sum(jnp.asarray(x).nbytes for x in jax.tree.leaves(params)) > _LARGE_PARAMS_BYTES
-    return config.replace(env_params=params) if large and config.env_params is None else config
+    env = make(config.env)
+    large = sum(jnp.asarray(x).nbytes for x in jax.tree.leaves(env.default_params)) > _LARGE_PARAMS_BYTES
+    return config.replace(env_params=complete(env, config.env_params, config.env)) if large else config
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

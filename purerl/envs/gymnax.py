@@ -82,8 +82,15 @@ def adapts(env: Any) -> bool:
 
 
 def adapt(env: Any) -> Gymnax:
-    """A gymnax `Environment` as an `Env`."""
-    return env if isinstance(env, Gymnax) else Gymnax(env)
+    """A gymnax `Environment` as an `Env`. Raises TypeError for one in a wrapper, which purerl would step past."""
+    if isinstance(env, Gymnax):
+        return env
+    if not hasattr(type(env), "step_env"):  # a wrapper hands it on from the env inside
+        raise TypeError(
+            f"The gymnax env comes inside a {type(env).__name__}, past which purerl would step and reset it: give the "
+            "env inside, or an env of your own that does what the wrapper does."
+        )
+    return Gymnax(env)
 
 
 def draw(path: Path, env: Gymnax, params: Any, states: list[Any], returns: np.ndarray) -> Path:

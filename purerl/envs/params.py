@@ -22,6 +22,8 @@ def complete(env: Env, given: Any, name: Any) -> Any:
     if isinstance(given, Mapping) and (fields := _fields(default)) is not None:
         if unknown := [str(field) for field in given if str(field) not in fields]:
             raise ValueError(f"env_params of {name} have no {', '.join(unknown)}: they have {', '.join(fields)}.")
+        for field, value in given.items():
+            _check_value(f"env_params[{field!r}] of {name}", value, _field(default, field))
         return {**default, **given} if isinstance(default, Mapping) else _replace(default, dict(given))
     if (got := jax.tree.structure(given)) != (want := jax.tree.structure(default)):
         raise ValueError(
@@ -49,6 +51,19 @@ def own_values(env: Env, params: Any, num_envs: int) -> Any:
         )
 
     return jax.tree_util.tree_map_with_path(has_own, params, env.default_params)
+
+
+def _check_value(where: str, value: Any, default: Any) -> None:
+    """Raises ValueError where a value is made otherwise than the default; None, as in a Config of vmap axes, passes."""
+    text = any(isinstance(leaf, str) for leaf in jax.tree.leaves(value))
+    if value is not None and (text or jax.tree.structure(value) != jax.tree.structure(default)):
+        raise ValueError(
+            f"{where} must be numbers or arrays as the default is, but is {value!r}: wrap a list in jnp.array."
+        )
+
+
+def _field(params: Any, name: Any) -> Any:
+    return params[name] if isinstance(params, Mapping) else getattr(params, name)
 
 
 def _fields(params: Any) -> list[str] | None:

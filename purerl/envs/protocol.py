@@ -12,7 +12,7 @@ from purerl.envs.spaces import Box, Discrete, Space
 
 @runtime_checkable
 class Env(Protocol):
-    """A single environment as pure functions. Any hashable object with these members is one."""
+    """A single environment as pure functions. Any hashable object with these members, which never changes, is one."""
 
     default_params: Any
     """A pytree of numbers (physics, limits) that `train` may vmap over."""
@@ -40,7 +40,7 @@ def missing(env: Any) -> list[str]:
 
 
 def check(env: Env) -> None:
-    """Traces one reset and one step and compares them with the spaces; runs nothing.
+    """Traces one reset and one step, with the default params as they are, and compares them with the spaces.
 
     Raises TypeError that names the field whose shape or dtype is not what the spaces or `reset` promise.
     """
@@ -52,10 +52,13 @@ def check(env: Env) -> None:
             raise TypeError(f"{name}: a space must be purerl.envs.Discrete or Box, but is {space!r}.")
     obs_space, action_space = env.observation_space(params), env.action_space(params)
     action = jax.ShapeDtypeStruct(action_space.shape, action_space.dtype)
-    obs, state = _outputs(name, "reset", ("obs", "state"), jax.eval_shape(env.reset, key, params))
+    obs, state = _outputs(name, "reset", ("obs", "state"), jax.eval_shape(lambda key: env.reset(key, params), key))
     fields = ("obs", "state", "reward", "terminated", "truncated")
     next_obs, next_state, *signals = _outputs(
-        name, "step", fields, jax.eval_shape(env.step, key, state, action, params)
+        name,
+        "step",
+        fields,
+        jax.eval_shape(lambda key, state, action: env.step(key, state, action, params), key, state, action),
     )
     _expect(f"{name}.reset: obs", obs, obs_space.shape, obs_space.dtype)
     _expect(f"{name}.step: obs", next_obs, obs_space.shape, obs_space.dtype)

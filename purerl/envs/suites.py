@@ -11,7 +11,6 @@ A suite is a module with
 
 import difflib
 import functools
-from collections.abc import Hashable
 from typing import Any
 
 from purerl.envs import brax, gymnax, protocol
@@ -32,10 +31,13 @@ def make(env: Any) -> Env:
     Raises ValueError for an unknown name (the nearest ones are given) and TypeError for an object that is none of
     these or whose `reset` and `step` disagree with its spaces (the field is named).
     """
-    if not isinstance(env, Hashable):
+    try:
+        hash(env)
+    except TypeError as error:
         raise TypeError(
-            f"env must be hashable, because it is static: {type(env).__name__} defines __eq__ but not __hash__."
-        )
+            f"env must be hashable, because it is static, but {type(env).__name__} is not: {error}. Arrays belong "
+            "into its default_params."
+        ) from error
     return _make(env)
 
 
@@ -47,6 +49,8 @@ def _make(env: Any) -> Env:
     if suite is not None:
         adapted: Env = suite.adapt(env)
         return adapted
+    if isinstance(env, type):
+        raise TypeError(f"{env!r} is a class: give an object of it, such as {env.__name__}().")
     if missing := protocol.missing(env):
         raise TypeError(
             f"{env!r} is no environment: it lacks {', '.join(missing)} (purerl.envs.Env lists what is needed)."

@@ -273,9 +273,11 @@ def field_docs(config_class: type) -> dict[str, str]:
 
 def _value_of(flag: str, arguments: list[str]) -> str | None:
     for i, argument in enumerate(arguments):
-        if argument.startswith(f"{flag}="):
-            return argument.partition("=")[2]
-        if argument == flag:
+        given, equals, value = argument.partition("=")
+        given = given.replace("_", "-")  # tyro takes either
+        if given == flag and equals:
+            return value
+        if given == flag:
             if i + 1 == len(arguments):
                 raise ValueError(f"{flag} needs a value.")
             return arguments[i + 1]

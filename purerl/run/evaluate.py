@@ -13,11 +13,13 @@ from purerl.core.types import PRNGKey
 
 def check_state(algorithm: Any, state: Any, config: Any) -> None:
     """Raises TypeError unless `state` is one State of `algorithm`, with the params that `config` asks for."""
+    if not hasattr(algorithm, "init"):
+        raise TypeError(f"The algorithm must be a module such as purerl.ppo, but is {algorithm!r}.")
     expected = jax.eval_shape(algorithm.init, jax.random.key(0), config)
     name = algorithm.__name__.split(".")[-1]
     if type(state) is not type(expected):
         given = f"{type(state).__module__.split('.')[-1]}.{type(state).__name__}"
-        raise TypeError(f"evaluate needs a {name}.State, but was given a {given}.")
+        raise TypeError(f"A {name}.State is needed, but a {given} was given.")
     if jax.tree.structure(state.params) != jax.tree.structure(expected.params):
         raise TypeError(f"The state's params are made otherwise than those of this {name}.Config: it is of another.")
     for (path, leaf), own in zip(
@@ -26,8 +28,8 @@ def check_state(algorithm: Any, state: Any, config: Any) -> None:
         where, shape = f"state.params{jax.tree_util.keystr(path)}", list(jnp.shape(leaf))
         if shape[1:] == list(own.shape):
             raise TypeError(
-                f"{where} has the shape {shape} in place of {list(own.shape)}, as of {shape[0]} seeds: vmap evaluate "
-                "over states and keys, jax.vmap(lambda state, key: evaluate(algorithm, state, config, key))."
+                f"{where} has the shape {shape} in place of {list(own.shape)}, as of {shape[0]} seeds: take one, "
+                "or to evaluate many, jax.vmap(lambda state, key: evaluate(algorithm, state, config, key))."
             )
         if shape != list(own.shape):
             raise TypeError(f"{where} has the shape {shape}, but {list(own.shape)} by this {name}.Config.")

@@ -7,6 +7,7 @@ update; checkpoints/ the last two states. Another file, .lock, keeps a second wr
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from purerl.run import lock, objects, provenance
 from purerl.run.errors import RunError
 
 CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.csv", "checkpoints"
+_PARTIAL = f"{CONFIG}.tmp"  # what a kill while it is written leaves
 _JSON = (str, int, float, bool, type(None), list, tuple)
 
 
@@ -37,7 +39,7 @@ def check_free(folder: Path) -> None:
         raise RunError(f"{folder} cannot be the run's folder: {nearest} is a file.")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise RunError(f"{folder} cannot be the run's folder: {nearest} may not be written to.")
-    if folder.exists() and any(entry.name != lock.FILE for entry in folder.iterdir()):
+    if folder.exists() and any(entry.name not in (lock.FILE, _PARTIAL) for entry in folder.iterdir()):
         raise RunError(
             f"{folder} is not empty: name another folder, or go on with --resume {folder} if it holds this run."
         )
@@ -60,9 +62,10 @@ def write(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int], op
         "options": options._asdict(),
         "versions": provenance.versions(),
     }
-    partial = folder / f"{CONFIG}.tmp"
+    text = json.dumps(content, indent=2)
+    partial = folder / _PARTIAL
     with partial.open("w") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
+        file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / CONFIG)
@@ -99,9 +102,7 @@ def load(
         name = objects.short_name(algorithm)
         raise RunError(f"{path} is of another version of {name}: it has no field {', '.join(unknown)} now.")
     values = {name: _value(path, fields[name], x, given) for name, x in content["config"].items()}
-    if values.get("env_params") is not None:
-        own = jax.tree.structure(envs.make(values["env"]).default_params)
-        values["env_params"] = own.unflatten([jnp.asarray(leaf) for leaf in values["env_params"]])
+    values["env_params"] = _env_params(values["env"], values.get("env_params"))
     options = content.get("options", {})
     options = Options(options.get("seeds_at_once"), tuple(options.get("loggers", ())))
     try:
@@ -137,12 +138,16 @@ def check_same(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int
 
 
 def config_dict(config: Any) -> dict[str, Any]:
-    """A Config's fields as JSON values; objects as their import path, env_params as the numbers of its leaves."""
+    """A Config's fields as JSON values; objects as their import path, env_params as the numbers of its leaves.
+
+    A dictionary in env_params, which changes some of the env's, stays one.
+    """
     values: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.name == "env_params" and value is not None:
-            value = [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(value)]
+            numbers = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), value)
+            value = numbers if isinstance(value, Mapping) else jax.tree.leaves(numbers, is_leaf=_is_list)
         elif hasattr(value, "tolist"):
             value = value.tolist()
         elif _is_static(field) and not isinstance(value, _JSON):
@@ -157,6 +162,28 @@ def label(folder: str | Path) -> str:
     env, algorithm = content["config"].get("env"), content["algorithm"]
     env = objects.stored_name(env) if isinstance(env, dict) else env
     return f"{objects.short_name(algorithm or Path(folder).name)} {env} ({len(content['seeds'])} seeds)"
+
+
+def _env_params(env: Any, stored: Any) -> Any:
+    """The env_params of JSON values: a dictionary of those to change, or all of them."""
+    if stored is None:
+        return None
+    if isinstance(stored, dict):
+        return jax.tree.map(jnp.asarray, stored, is_leaf=_is_list)
+    leaves, structure = jax.tree.flatten(envs.make(env).default_params)
+    return structure.unflatten(_like(numbers, default) for numbers, default in zip(stored, leaves, strict=True))
+
+
+def _like(numbers: Any, default: Any) -> Any:
+    """An array of JSON numbers as `default` is made: of its dtype if it is an array, of its shape if it is empty."""
+    array, shape = np.asarray(numbers, getattr(default, "dtype", None)), np.shape(default)
+    if array.size == 0 and array.ndim <= len(shape):  # lists end where an axis is empty; own values come first
+        array = array.reshape(shape if array.shape[0] == 0 else (array.shape[0], *shape))
+    return jnp.asarray(array)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)
 
 
 def _is_static(field: Any) -> bool:

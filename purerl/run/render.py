@@ -9,6 +9,7 @@ import numpy as np
 
 from purerl import envs
 from purerl.core.types import PRNGKey
+from purerl.run.evaluate import check_state
 
 
 def episode(
@@ -19,6 +20,7 @@ def episode(
     Where each env of the training has params of its own, it is an episode of the first one.
     Returns the env's states before each step, and the return so far after each step `[steps]`.
     """
+    check_state(algorithm, state, config)
     env, policy = envs.bind(config).copies(1), algorithm.policy(state, config)
     act = jax.vmap(policy.act)
     reset_key, loop_key = jax.random.split(key)

@@ -11,6 +11,7 @@ accelerator as many as fit are.
 import contextlib
 import errno
 import functools
+import operator
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -83,7 +84,8 @@ def train(
     SIGINT and SIGTERM end it after the chunk in progress, saved; a second signal ends it at once.
     Raises RunError (a folder in use or of another run, too little memory, a full disk) and NonFiniteError.
     """
-    seeds, folder = list(seeds), None if out is None else Path(out)
+    _check_algorithm(algorithm, config)
+    seeds, folder = _whole_numbers(seeds), None if out is None else Path(out)
     _check_arguments(seeds, folder, resume, seeds_at_once, loggers)
     if folder is not None and resume:
         before, changed = run_folder.check_same(folder, algorithm, config, seeds)
@@ -118,6 +120,22 @@ def load(out: str | Path, *, algorithm: ModuleType | None = None, **objects: Any
     like = _states_like(algorithm, config, len(seeds))
     updates, states, _ = checkpoint.load_latest(Path(out) / run_folder.CHECKPOINTS, like)
     return Run(algorithm, config, seeds, states, {}, updates, updates == config.num_updates, 0.0, 0.0)
+
+
+def _check_algorithm(algorithm: Any, config: Any) -> None:
+    expected = getattr(algorithm, "Config", None)
+    if expected is None:
+        raise RunError(f"The algorithm must be a module such as purerl.ppo, but is {algorithm!r}.")
+    if not isinstance(config, expected):
+        raise RunError(f"{algorithm.__name__} needs a Config of its own, but was given {type(config)}.")
+
+
+def _whole_numbers(seeds: Any) -> list[int]:
+    """Seeds of any kind of integer as Python's own."""
+    try:
+        return [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise RunError(f"seeds must be one or more different non-negative integers, but are {seeds!r}.") from error
 
 
 def _check_arguments(

@@ -33,6 +33,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from purerl.run import objects
+
 EVALUATE = ("greedy", "epsilon")
 _KEYS: Mapping[str, tuple[Any, str]] = {
     "fields": (dict, "a table"),
@@ -91,8 +93,8 @@ def read(path: str | Path, config_class: type) -> dict[str, Setting]:
     for env, entry in table.items():
         for variant, setting in {"": entry, **entry.variants}.items():
             try:
-                config_class(env=env, **setting.fields)
-            except (ValueError, TypeError) as error:
+                config_class(env=objects.env_named(env), **setting.fields)
+            except (ValueError, TypeError, ImportError) as error:
                 raise SettingsError(f"{path}, table {_table(env, variant)}: {error}") from error
     return table
 
