@@ -11,6 +11,7 @@ from jax.test_util import check_grads
 
 from purerl import dqn, ppo, pqn
 from purerl.core.distributions import Categorical
+from purerl.core.policies import Params
 from purerl.core.returns import n_step
 from purerl.core.types import Transition
 from tests import tiny
@@ -46,7 +47,7 @@ def test_ppo_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         value_target=jnp.array([1.0, 0.5]),
     )
     config = tiny.config(ppo, vf_coef=0.5, ent_coef=0.01, clip_value=True)
-    total, metrics = ppo.loss(None, batch, 0.2, config)
+    total, metrics = ppo.loss(Params(None, None), batch, 0.2, config)
     np.testing.assert_allclose(metrics["policy_loss"], -0.2, rtol=1e-5)
     np.testing.assert_allclose(metrics["value_loss"], 0.3125, rtol=1e-5)
     np.testing.assert_allclose(metrics["entropy"], 0.5623351, rtol=1e-5)
@@ -64,7 +65,7 @@ def test_ppo_clipped_value_counts_the_worse(monkeypatch: pytest.MonkeyPatch) -> 
     batch = ppo.Batch(jnp.zeros((1, 4)), jnp.array([0]), jnp.log(one / 2), 0 * one, 0 * one, one)
     # 0.2 is what is left of clip_eps, and the only one that counts.
     configs = [tiny.config(ppo, clip_value=clip, clip_eps=0.5) for clip in (True, False)]
-    losses = [ppo.loss(None, batch, 0.2, config)[1]["value_loss"] for config in configs]
+    losses = [ppo.loss(Params(None, None), batch, 0.2, config)[1]["value_loss"] for config in configs]
     np.testing.assert_allclose(losses, [0.32, 0.0], rtol=1e-5)
 
 

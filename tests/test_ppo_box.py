@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from purerl import envs, ppo
+from purerl.core import policies
 from tests import tiny
 
 KEY = jax.random.key(0)
@@ -55,7 +56,8 @@ def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     gives -(min(1.5, 1.2) + min(-0.5, -0.8)) / 2 = -0.2, E[r - 1 - log r] is what it is for any policy, and the entropy
     of two normals is log 1/2 + log 4 + 1 + log 2 pi. The critic says 2, and 1 and 4 were its targets: (1 + 4) / 2 / 2.
     """
-    monkeypatch.setattr(ppo, "actor_critic", lambda config: (Always(0.0, 1.0), Always(2.0)))
+    monkeypatch.setattr(policies, "actor_network", lambda config: Always(0.0, 1.0))
+    monkeypatch.setattr(policies, "critic_network", lambda config: Always(2.0))
     c = np.log(2) + LOG_2PI
     batch = ppo.Batch(
         obs=jnp.ones((2, 1)),
@@ -66,7 +68,7 @@ def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         value_target=jnp.array([1.0, 4.0]),
     )
     config = tiny.config(ppo, env=BANDIT, vf_coef=0.5, ent_coef=0.1, clip_value=False)
-    params = ppo.Params(None, None, jnp.log(jnp.array([0.5, 4.0])))
+    params = policies.Params(policies.Actor(None, jnp.log(jnp.array([0.5, 4.0]))), None)
     total, metrics = ppo.loss(params, batch, 0.2, config)
     expected = {
         "policy_loss": -0.2,
@@ -92,8 +94,8 @@ def test_actions_are_scaled_on_their_way_into_the_env() -> None:
     reward = -np.square(np.clip(np.asarray(batch.action), -1, 1) - [0.5, 0.4]).sum(-1)
     np.testing.assert_allclose(batch.value_target, reward, rtol=1e-4, atol=1e-5)
     assert (np.abs(batch.action) > 1).any()
-    np.testing.assert_array_equal(state.params.log_std, [0, 0])
-    pi = ppo.distribution(state.params, jnp.ones(1), config)
+    np.testing.assert_array_equal(state.params.actor.log_std, [0, 0])
+    pi = ppo.distribution(state.params.actor, jnp.ones(1), config)
     assert np.abs(pi.mode()).max() < 0.1  # the head starts small
     given = ppo.policy(state, config)(KEY, jnp.ones(1))
     np.testing.assert_allclose(

@@ -65,7 +65,7 @@ def test_ppo(normalize_obs: bool) -> None:
     )
     state, _ = ppo.train(jax.random.key(0), config)
     obs = ppo.observe(OBS, state.obs_stats, config)
-    np.testing.assert_allclose(ppo.critic(state.params, obs, config), VALUES, atol=0.1)
+    np.testing.assert_allclose(ppo.critic(state.params.critic, obs, config), VALUES, atol=0.1)
     assert ppo.policy(state, config)(jax.random.key(0), OBS[CHOICE]) == 1
 
 

@@ -55,7 +55,7 @@ ANNEALED = {
     "anneal_learning_rate": True,
     "anneal_clip_eps": True,
 }
-ONE_GRADIENT_STEP = {"num_steps": 1, "num_epochs": 1, "num_minibatches": 1, "iterations_per_update": 1}
+ONE_GRADIENT_STEP = {"num_steps": 1, "n_step": 1, "num_epochs": 1, "num_minibatches": 1, "iterations_per_update": 1}
 PROGRESS = (0.0, 0.25, 0.5, 0.75)  # of four updates, the last one included
 
 

@@ -72,7 +72,7 @@ def test_ppo_normalizes_obs_by_what_was_seen_before(collected: Any) -> None:
         stats = states[i].obs_stats
         expected = normalized(steps[i].obs, stats).reshape(-1, 3)
         np.testing.assert_allclose(batches[i].obs, expected, rtol=1e-4, atol=1e-5)
-        pi = ppo.distribution(states[i].params, batches[i].obs, config)
+        pi = ppo.distribution(states[i].params.actor, batches[i].obs, config)
         np.testing.assert_allclose(batches[i].log_prob, pi.log_prob(batches[i].action), rtol=1e-4)
     # 50 observations with mean (1, 2, 3), and those of the two rollouts.
     obs = np.concatenate([np.asarray(x.obs).reshape(-1, 3) for x in steps])
@@ -87,10 +87,11 @@ def test_ppo_acts_by_the_statistics_of_its_state(collected: Any) -> None:
     obs = jnp.array([2.0, 3.0, 0.5])
     params = jax.tree.map(lambda x: 30 * x, states[0].params)  # at first the head is too small for anything to show
     state = states[0]._replace(params=params)
-    probability = jax.nn.softmax(ppo.distribution(params, jnp.asarray(normalized(obs, state.obs_stats)), config).logits)
+    observed = jnp.asarray(normalized(obs, state.obs_stats))
+    probability = jax.nn.softmax(ppo.distribution(params.actor, observed, config).logits)
     act = ppo.policy(state, config, deterministic=False)
     drawn = np.asarray(jax.vmap(act, (0, None))(jax.random.split(KEY, 4000), obs)).mean()
-    plain = jax.nn.softmax(ppo.distribution(params, obs, config).logits)[1]
+    plain = jax.nn.softmax(ppo.distribution(params.actor, obs, config).logits)[1]
     assert drawn == pytest.approx(float(probability[1]), abs=0.03) and abs(plain - probability[1]) > 0.1
 
 

@@ -16,14 +16,16 @@ _PARALLEL = {
     "num_minibatches": 2,
     "total_timesteps": 96,
 }
-FIELDS = {
+_SMALL_TOWERS = {"actor_hidden_sizes": (8,), "critic_hidden_sizes": (8,)}
+FIELDS: dict[str, dict[str, Any]] = {
     "q_learning": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
     "sarsa": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
     "td": {"env": "mdp/random_walk", "num_steps": 8, "total_timesteps": 48},
     "linear_q": {"num_steps": 8, "total_timesteps": 48, "num_tilings": 2, "num_tiles": 4},
     "value_iteration": {"env": "mdp/frozen_lake_4x4", "max_sweeps": 6},
     "pqn": {**_PARALLEL, "hidden_sizes": (8,)},
-    "ppo": {**_PARALLEL, "actor_hidden_sizes": (8,), "critic_hidden_sizes": (8,)},
+    "a2c": {"num_envs": 2, "num_steps": 8, "n_step": 4, "total_timesteps": 96, **_SMALL_TOWERS},
+    "ppo": {**_PARALLEL, **_SMALL_TOWERS},
     "dqn": {
         "num_envs": 2,
         "num_steps": 2,

@@ -24,7 +24,7 @@ Departures from the paper:
     advantages are standardised in each minibatch (loss)
     gradients are clipped by their global norm (max_grad_norm)
     a time limit cuts the advantage sum but bootstraps from V(final_obs) (collect)
-    layers start orthogonal, the actor's head small (actor_critic)
+    layers start orthogonal, the actor's head small (init)
     the critic's change is clipped like the policy's (clip_value)
     learning rate and clip range may fall to 0 (anneal_learning_rate, anneal_clip_eps)
     observations and rewards may be normalised by running statistics (normalize_obs, normalize_reward)
@@ -43,8 +43,8 @@ from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from purerl import envs
-from purerl.core import checks, networks, normalize, optimize, schedules
-from purerl.core.distributions import Categorical, Gaussian
+from purerl.core import checks, networks, normalize, optimize, policies, schedules
+from purerl.core.policies import critic, distribution, observe
 from purerl.core.program import jitted
 from purerl.core.returns import gae, standardize
 from purerl.core.rollout import flatten, unroll
@@ -132,19 +132,11 @@ class Config:
         return updates * self.num_envs * self.num_steps
 
 
-class Params(NamedTuple):
-    """log_std: log standard deviations of a continuous policy `[action_dim]`; None where actions are discrete."""
-
-    actor: Any
-    critic: Any
-    log_std: Array | None
-
-
 class State(NamedTuple):
     """Everything a training is made of. obs_stats, reward_scale: None where their switch is off."""
 
     key: PRNGKey
-    params: Params
+    params: policies.Params
     opt_state: optax.OptState
     env_state: envs.EnvState
     obs_stats: normalize.RunningStats | None
@@ -163,46 +155,17 @@ class Batch(NamedTuple):
     value_target: Array
 
 
-def actor_critic(config: Config) -> tuple[networks.Network, networks.Network]:
-    """Two towers that share nothing; the small actor head starts the policy near uniform."""
-    env, activation = envs.bind(config), config.activation
-    num_outputs = env.action_size if env.continuous else env.num_actions
-    actor = networks.make(
-        config.actor_network, env.obs_space, num_outputs, config.actor_hidden_sizes, activation, head_scale=0.01
-    )
-    return actor, networks.make(config.critic_network, env.obs_space, 1, config.critic_hidden_sizes, activation)
-
-
-def observe(obs: Array, stats: normalize.RunningStats | None, config: Config) -> Array:
-    """Observations `[..., *shape]` as the networks read them."""
-    return normalize.normalize(stats, networks.encode(obs, envs.bind(config).obs_space))
-
-
-def distribution(params: Params, obs: Array, config: Config) -> Categorical | Gaussian:
-    """pi(.|s) for observed observations `[..., *shape]`."""
-    head = actor_critic(config)[0].apply(params.actor, obs)
-    return Categorical(head) if params.log_std is None else Gaussian(head, params.log_std)
-
-
-def critic(params: Params, obs: Array, config: Config) -> Array:
-    """V(s) `[...]` for observed observations `[..., *shape]`."""
-    return actor_critic(config)[1].apply(params.critic, obs)[..., 0]
-
-
 def init(key: PRNGKey, config: Config) -> State:
     """Fresh networks and N fresh episodes."""
     env = envs.bind(config)
     key, network_key, env_key = jax.random.split(key, 3)
-    env_state = env.reset(env_key)
-    log_std = jnp.zeros(env.action_size) if env.continuous else None
-    actor_params, critic_params = networks.init(network_key, *actor_critic(config))
-    params = Params(actor_params, critic_params, log_std)
+    params = policies.init(network_key, config)
     return State(
         key,
         params,
         optimize.adam(config.learning_rate, config.max_grad_norm).init(ravel_pytree(params)[0]),
-        env_state,
-        normalize.init_stats(observe(env_state.obs, None, config).shape[1:]) if config.normalize_obs else None,
+        env.reset(env_key),
+        policies.init_stats(config),
         normalize.init_reward_scale(config.num_envs) if config.normalize_reward else None,
         jnp.int32(0),
     )
@@ -212,22 +175,22 @@ def policy(state: State, config: Config, *, deterministic: bool = True) -> Polic
     """The mode of pi, or a draw."""
 
     def act(key: PRNGKey, obs: Array) -> Array:
-        pi = distribution(state.params, observe(obs, state.obs_stats, config), config)
+        pi = distribution(state.params.actor, observe(obs, state.obs_stats, config), config)
         return pi.mode() if deterministic else pi.sample(key)
 
     return memoryless(act, envs.bind(config).to_units)
 
 
-def loss(params: Params, batch: Batch, clip_eps: Scalar, config: Config) -> tuple[Array, Metrics]:
+def loss(params: policies.Params, batch: Batch, clip_eps: Scalar, config: Config) -> tuple[Array, Metrics]:
     """-L of eq. 9: -E min(r A, clip(r, 1-eps, 1+eps) A) + vf_coef E (V - V_target)^2 / 2 - ent_coef E H(pi)."""
-    pi = distribution(params, batch.obs, config)
+    pi = distribution(params.actor, batch.obs, config)
     log_ratio = pi.log_prob(batch.action) - batch.log_prob
     ratio = jnp.exp(log_ratio)
     advantage = standardize(batch.advantage)
     clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
     policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
 
-    value = critic(params, batch.obs, config)
+    value = critic(params.critic, batch.obs, config)
     value_error = jnp.square(value - batch.value_target)
     if config.clip_value:
         near = batch.value + jnp.clip(value - batch.value, -clip_eps, clip_eps)
@@ -247,15 +210,15 @@ def collect(key: PRNGKey, state: State, config: Config) -> tuple[State, Batch, E
     env, stats = envs.bind(config), state.obs_stats
 
     def act(key: PRNGKey, obs: Array) -> Array:
-        return distribution(state.params, observe(obs, stats, config), config).sample(key)
+        return distribution(state.params.actor, observe(obs, stats, config), config).sample(key)
 
     env_state, steps, episodes = unroll(key, env, state.env_state, act, config.num_steps)
     reward_scale, steps = normalize.scale_reward(state.reward_scale, steps, config.gamma)
     # The statistics that the policy acted with serve the whole update; what was seen counts from the next one on.
     obs, final_obs = (observe(x, stats, config) for x in (steps.obs, steps.final_obs))
-    value, next_value = (critic(state.params, x, config) for x in (obs, final_obs))
+    value, next_value = (critic(state.params.critic, x, config) for x in (obs, final_obs))
     advantage = gae(steps, value, next_value, config.gamma, config.gae_lambda)
-    log_prob = distribution(state.params, obs, config).log_prob(steps.action)
+    log_prob = distribution(state.params.actor, obs, config).log_prob(steps.action)
     batch = flatten(Batch(obs, steps.action, log_prob, value, advantage, advantage + value))
     obs_stats = normalize.update_stats(stats, observe(steps.obs, None, config))
     return state._replace(env_state=env_state, obs_stats=obs_stats, reward_scale=reward_scale), batch, episodes

@@ -154,6 +154,12 @@ def divides(config: Any, field: str, product: str, value: int) -> None:
         raise ValueError(f"{field} = {divisor} must divide {product} = {value}.")
 
 
+def at_most(config: Any, field: str, limit: str) -> None:
+    """Raises ValueError where one static field is larger than another that limits it."""
+    if (value := getattr(config, field)) > (most := getattr(config, limit)):
+        raise ValueError(f"{field} = {value} must be at most {limit} = {most}.")
+
+
 def at_least_one_update(config: Any, env_steps: int) -> None:
     """Raises ValueError where total_timesteps ends before the first update does."""
     if config.total_timesteps < env_steps:

@@ -1,6 +1,6 @@
 """Action distributions as small pytrees. The batch axes come first; an event is one action."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,20 @@ from purerl.core.types import PRNGKey, Scalar
 
 _LOG_2PI = 1.8378770664093453
 _LOG_2 = 0.6931471805599453
+
+
+class Distribution(Protocol):
+    """What a policy gives in each state: a pytree of statistics `[..., K]`, over actions as the env takes them."""
+
+    def sample(self, key: PRNGKey) -> Array: ...
+
+    def mode(self) -> Array: ...
+
+    def log_prob(self, action: Any) -> Float[Array, "*batch"]: ...
+
+    def entropy(self) -> Float[Array, "*batch"]: ...
+
+    def kl(self, other: Any) -> Float[Array, "*batch"]: ...
 
 
 class Categorical(NamedTuple):

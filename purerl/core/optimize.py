@@ -15,6 +15,12 @@ def adam(learning_rate: Scalar, max_grad_norm: Scalar, eps: float = 1e-5) -> opt
     return optax.flatten(optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate, eps=eps)))
 
 
+def rmsprop(learning_rate: Scalar, max_grad_norm: Scalar, eps: float = 1e-5) -> optax.GradientTransformation:
+    """RMSProp with decay 0.99 after clipping the gradient by its global norm; its moments are one vector."""
+    rule = optax.rmsprop(learning_rate, decay=0.99, eps=eps)
+    return optax.flatten(optax.chain(optax.clip_by_global_norm(max_grad_norm), rule))
+
+
 def visit_step_size(
     learning_rate: Scalar, visits: Array | None, index: Any, power: Scalar
 ) -> tuple[Scalar, Array | None]:

@@ -22,3 +22,14 @@ def epsilon(progress: Scalar, config: Any) -> Array:
 def learning_rate(progress: Scalar, config: Any) -> Scalar:
     """learning_rate, which with anneal_learning_rate falls linearly to 0."""
     return config.learning_rate * (1 - progress) if config.anneal_learning_rate else config.learning_rate
+
+
+def follow_kl(learning_rate: Scalar, kl: Array, target_kl: Scalar) -> Array:
+    """The learning rate after steps that moved the policy by kl: a third less where that is more than 2 target_kl.
+
+    Half as much again where it is less than target_kl / 2, and always within [1e-5, 1e-2].
+    kl: KL(old || new) in nats. Where it is 0 nothing has moved, and the learning rate stays.
+    Source: the code of Rudin et al. (2021), arXiv:2109.11978.
+    """
+    factor = jnp.where(kl > 2 * target_kl, 1 / 1.5, jnp.where((kl > 0) & (kl < target_kl / 2), 1.5, 1.0))
+    return jnp.clip(learning_rate * factor, 1e-5, 1e-2)

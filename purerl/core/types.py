@@ -122,12 +122,12 @@ def static(default: Any, *, low: float | None = None, choices: tuple[str, ...] =
     return struct.field(pytree_node=False, default=default, metadata={"low": low, "choices": choices})
 
 
-def traced(default: Any, *, low: float | None = None, high: float | None = None) -> Any:
+def traced(default: Any, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
     """A Config field that is an input of the program: it can be vmapped, swept and differentiated.
 
-    low, high: the allowed range, checked where the value is a Python number.
+    low, high: the allowed range; above: what it must exceed. Checked where the value is a Python number.
     """
-    return struct.field(pytree_node=True, default=default, metadata={"low": low, "high": high})
+    return struct.field(pytree_node=True, default=default, metadata={"low": low, "high": high, "above": above})
 
 
 def own_network() -> Any:
@@ -157,10 +157,12 @@ def _validate_traced(name: str, value: Any, metadata: Any) -> None:
     if isinstance(value, str | list | tuple) and "low" in metadata:
         wrap = "" if isinstance(value, str) else ": wrap it in jnp.array"
         raise TypeError(f"{name} must be a number or an array, but is {value!r}{wrap}.")
-    if not isinstance(value, int | float) or metadata.get("low") is metadata.get("high") is None:
+    low, high, above = (metadata.get(name) for name in ("low", "high", "above"))
+    if not isinstance(value, int | float) or low is high is above is None:
         return
-    low, high = (-math.inf if metadata["low"] is None else metadata["low"]), metadata["high"]
-    high = math.inf if high is None else high
+    if above is not None and not above < value < math.inf:
+        raise ValueError(f"{name} must be a finite number greater than {above}, but is {value}.")
+    low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
     if not math.isfinite(value) or not low <= value <= high:
         raise ValueError(f"{name} must be a finite number in [{low}, {high}], but is {value}.")
 

@@ -236,7 +236,7 @@ def ppo_parts(config: Any) -> dict[str, Part]:
 
     def act(key: Any, obs: Any, fixed: Any) -> Any:
         config, params = fixed
-        return ppo.distribution(params, ppo.observe(obs, None, config), config).sample(key)
+        return ppo.distribution(params.actor, ppo.observe(obs, None, config), config).sample(key)
 
     def gradient_phase(key: Any, carry: Any, fixed: Any) -> tuple[Any, Any]:
         config, batch = fixed
