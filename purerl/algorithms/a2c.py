@@ -77,11 +77,11 @@ class Config:
     """Physics and limits of the env; None means its defaults."""
     total_timesteps: int = static(500_000, low=1)
     """Env steps of the whole training, over all envs."""
-    num_envs: int = static(16, low=1)
+    num_envs: int = static(8, low=1)
     """Environments stepped side by side (N)."""
-    num_steps: int = static(8, low=1)
+    num_steps: int = static(5, low=1)
     """Steps in each env between updates (T)."""
-    n_step: int = static(8, low=1)
+    n_step: int = static(5, low=1)
     """Rewards that an advantage looks ahead, at most num_steps (n)."""
     actor_hidden_sizes: tuple[int, ...] = static((64, 64), low=1)
     """Hidden layers of the actor; images pass a convolution first."""
@@ -203,15 +203,18 @@ def advantages(
     return jax.lax.fori_loop(1, config.n_step, one_more, delta)
 
 
-def projection(pi: Distribution, average: Distribution, batch: Batch, config: Config) -> Distribution:
-    """z of eq. 13: in each state the gradient in pi's statistics, shaped as they are, that the trust region lets by."""
+def projection(
+    pi: Distribution, average: Distribution, batch: Batch, config: Config
+) -> tuple[Distribution, Float[Array, " B"]]:
+    """z of eq. 13, shaped as pi's statistics are, and whether the trust region binds in that state, 0 or 1."""
 
     def objective(pi: Distribution) -> Array:
         return (pi.log_prob(batch.action) * batch.advantage + config.ent_coef * pi.entropy()).sum()
 
     g, k = jax.grad(objective)(pi), jax.grad(lambda pi: average.kl(pi).sum())(pi)
-    excess = (product(k, g) - config.delta) / jnp.maximum(product(k, k), 1e-20)  # k is 0 where pi is the average
-    return jax.tree.map(lambda g, k: g - jnp.maximum(0.0, excess)[:, None] * k, g, k)
+    excess = jnp.maximum(0.0, product(k, g) - config.delta)
+    size = excess / jnp.maximum(product(k, k), 1e-20)  # k is 0 where pi is the average, but then so is the excess
+    return jax.tree.map(lambda g, k: g - size[:, None] * k, g, k), (excess > 0).astype(jnp.float32)
 
 
 def product(left: Any, right: Any) -> Float[Array, " B"]:
@@ -233,9 +236,9 @@ def loss(
     actor_loss = policy_loss - config.ent_coef * entropy
     if average is not None:
         past = distribution(average, batch.obs, config)
-        z = jax.lax.stop_gradient(projection(pi, past, batch, config))
+        z, binds = jax.lax.stop_gradient(projection(pi, past, batch, config))
         actor_loss = -product(z, pi).mean()
-        metrics["average_kl"] = past.kl(pi).mean()
+        metrics |= {"average_kl": past.kl(pi).mean(), "projected": binds.mean()}
     return actor_loss + config.vf_coef * value_loss, metrics
 
 
