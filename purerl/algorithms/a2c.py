@@ -21,7 +21,7 @@ one batch holds as many states as there were threads, and nobody learns from sta
 The trust region (Wang et al. 2016, arXiv:1611.01224, section 3.3) keeps the policy near an average of its own past.
 With phi the policy's statistics in one state (logits, or means and log deviations), g the gradient of the actor's
 objective in phi, and k that of KL(pi_average || pi), the step's direction is the z nearest to g that increases the
-KL by no more than delta (eq. 12 and 13):
+KL by no more than delta:
 
     z = g - max(0, (k.g - delta) / k.k) k,                                                               -> projection
     average = decay average + (1 - decay) parameters.                                                        -> update
@@ -206,7 +206,7 @@ def advantages(
 def projection(
     pi: Distribution, average: Distribution, batch: Batch, config: Config
 ) -> tuple[Distribution, Float[Array, " B"]]:
-    """z of eq. 13, shaped as pi's statistics are, and whether the trust region binds in that state, 0 or 1."""
+    """z, shaped as pi's statistics are, and whether the trust region binds in that state, 0 or 1."""
 
     def objective(pi: Distribution) -> Array:
         return (pi.log_prob(batch.action) * batch.advantage + config.ent_coef * pi.entropy()).sum()
