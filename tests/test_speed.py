@@ -2,15 +2,19 @@
 
 import csv
 import math
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks.speed import kernels, measure, report
+from benchmarks.speed import cases, kernels, measure, policy_gradients, report
+from benchmarks.speed.__main__ import libraries_of
+from benchmarks.speed.bench import PURERL, Bench, ask_each
 from benchmarks.speed.report import Report
-from benchmarks.speed.workers import ROOT, Start, Worker, WorkerError
+from benchmarks.speed.workers import ROOT, Start, Worker, WorkerError, WorkerTimeout
 
 # Seconds of three repetitions. Of rejax as it comes the start with NPROC is the faster by its median, although the
 # other has the fastest single run. The medians of the ratios are 2.5 and 1.25, where ratios of medians would be 2 and
@@ -26,7 +30,7 @@ COMES, EQUAL = ["rejax", "rejax NPROC=16"], ["rejax, equal"]
 
 def compared(quick: bool = False) -> Report:
     found = Report({"command": "python -m benchmarks.speed"}, 5, quick)
-    measure.compare(measure.Bench(5, quick, "python", {}, found), "ppo-16", SECONDS, COMES, EQUAL)
+    measure.compare(Bench(5, quick, {"rejax": "python"}, {}, found), "ppo-16", SECONDS, COMES, EQUAL)
     found.seconds["ppo-16"] = 61.4
     return found
 
@@ -85,7 +89,7 @@ def test_quick_run_judges_no_time(tmp_path: Path) -> None:
 
 def test_without_rejax_nothing_is_compared() -> None:
     found = Report({}, 5, False)
-    measure.compare(measure.Bench(5, False, None, {}, found), "ppo-1", {"purerl": [1.0]}, [], [])
+    measure.compare(Bench(5, False, {"rejax": None}, {}, found), "ppo-1", {"purerl": [1.0]}, [], [])
     assert [verdict.result() for verdict in found.verdicts] == ["not measured", "not measured"]
     assert not found.rows and not found.words
 
@@ -93,6 +97,104 @@ def test_without_rejax_nothing_is_compared() -> None:
 def test_words_do_not_call_a_loss_a_gain() -> None:
     slower, faster = report.Ratio("rejax", [1.1]), report.Ratio("rejax, equal", [1.4])
     assert "it is 1.40 times: they do not help rejax" in report.in_words("dqn-1", slower, faster)
+
+
+def bench(sb3: str | None = None) -> Bench:
+    return Bench(5, False, {"sb3": sb3}, {}, Report({}, 5, False))
+
+
+def verdicts(bench: Bench) -> list[tuple[str, str, str]]:
+    return [(verdict.value, verdict.target, verdict.result()) for verdict in bench.report.verdicts]
+
+
+# The start with one thread is the faster by its median, although the other has the fastest single run.
+A2C_SECONDS = {"a2c": [1.0, 2.0, 4.0], "ppo": [3.0, 3.0, 4.0]}
+SB3_SECONDS = {"sb3 DummyVecEnv": [5.0, 90.0, 90.0], "sb3 DummyVecEnv OMP_NUM_THREADS=1": [40.0, 20.0, 36.0]}
+
+
+def test_a2c_against_ppo_and_the_fastest_rival() -> None:
+    found = bench("python")
+    policy_gradients.conclude_a2c(found, A2C_SECONDS | SB3_SECONDS)
+    assert verdicts(found) == [("1.50x", ">= 2.0x", "NOT reached"), ("10.0x", ">= 10.0x", "reached")]
+    rows = {(row.side, row.unit): row.values for row in found.report.rows}
+    assert rows["a2c", "1/s"] == [102_400, 51_200, 25_600]
+    assert rows["a2c / ppo", "x"] == [3.0, 1.5, 1.0]
+    assert rows["a2c / sb3 DummyVecEnv OMP_NUM_THREADS=1", "x"] == [40.0, 10.0, 9.0]
+    (words,) = found.report.words
+    assert "51,200 env steps per second, 1.50 times those of PPO" in words
+    assert "10.0 times those of Stable-Baselines3's A2C at its fastest (sb3 DummyVecEnv OMP_NUM_THREADS=1)" in words
+
+
+def test_a2c_without_stable_baselines() -> None:
+    found = bench()
+    assert policy_gradients.sb3_starts(found) == []
+    policy_gradients.conclude_a2c(found, A2C_SECONDS)
+    assert verdicts(found) == [("1.50x", ">= 2.0x", "NOT reached"), ("not run", ">= 10.0x", "not measured")]
+    assert "Stable" not in found.report.words[0]
+
+
+def test_stable_baselines_is_started_in_four_ways() -> None:
+    starts = policy_gradients.sb3_starts(bench("python"))
+    assert [(start.command[-1], start.variables) for start in starts] == [
+        (vec_env, threads) for vec_env in ("DummyVecEnv", "SubprocVecEnv") for threads in ({}, {"OMP_NUM_THREADS": "1"})
+    ]
+    assert len({start.name for start in starts}) == 4
+
+
+def test_update_of_trpo_over_that_of_ppo() -> None:
+    found = bench()
+    policy_gradients.conclude_trpo(found, {"trpo": [0.98, 0.588, 0.392], "ppo": [0.196, 0.196, 0.392]})
+    assert verdicts(found) == [("3.00x", "<= 3.0x", "reached")]
+    assert [row.values for row in found.report.rows[:2]] == [pytest.approx([5, 3, 2]), pytest.approx([1, 1, 2])]
+    assert "TRPO, acting included, takes 3.00 ms and one of PPO 1.00 ms" in found.report.words[0]
+
+
+def test_second_core_is_judged_for_each() -> None:
+    found = bench()
+    policy_gradients.conclude_two_cores(found, {"a2c": ([1.0, 2.0], [1.8, 3.6]), "ppo": ([2.0, 2.0], [2.0, 4.0])})
+    assert verdicts(found) == [("1.80x", ">= 1.8x", "reached"), ("1.50x", ">= 1.8x", "NOT reached")]
+    assert "a2c 1.80, ppo 1.50" in found.report.words[0]
+
+
+def test_compile_time_is_judged_against_that_of_ppo() -> None:
+    found = bench()
+    seconds = {"trpo": [4.0, 3.0, 9.0], "a2c": [1.0, 2.0, 3.0], "ppo": [2.0, 3.0, 6.0]}
+    policy_gradients.conclude_compile(found, seconds)
+    assert [verdict.what for verdict in found.report.verdicts] == [
+        f"compile time of {algorithm} over PPO's" for algorithm in ("trpo", "a2c")
+    ]
+    assert verdicts(found) == [("1.50x", "<= 1.3x", "NOT reached"), ("0.50x", "<= 1.3x", "reached")]
+    assert "PPO is traced and compiled in 3.0 s; so many times that take trpo 1.50, a2c 0.50" in found.report.words[0]
+
+
+def test_terms_are_shown_for_the_cases_that_ran() -> None:
+    found = bench()
+    policy_gradients.conclude_trpo(found, {"trpo": [1.0], "ppo": [1.0]})
+    text = "\n".join(report.markdown(found.report))
+    assert cases.SAME_TRPO in text and cases.SAME_WORK not in text and cases.SAME_A2C not in text
+    assert cases.SAME_WORK in "\n".join(report.markdown(compared()))
+
+
+def test_a_library_is_made_for_the_cases_that_need_it() -> None:
+    assert libraries_of(measure.CASES) == list(cases.LIBRARIES)
+    assert libraries_of(["a2c", "trpo"]) == ["sb3"] and libraries_of(["ppo-1"]) == ["rejax"]
+    assert libraries_of(["trpo", "two-cores", "compile"]) == []
+    named = [library.cases for library in cases.LIBRARIES.values()] + list(cases.TERMS.values())
+    assert {case for group in named for case in group} <= measure.CASES.keys()
+
+
+class Hangs:
+    def ask(self, do: str) -> float:
+        raise WorkerTimeout("it did not finish")
+
+
+def test_a_rival_that_hangs_is_left_out() -> None:
+    found = bench()
+    workers = dict.fromkeys(("rejax, equal", "sb3 DummyVecEnv"), Hangs())
+    assert ask_each(found, workers, "run") == {} and not workers
+    assert found.report.notes == ["it did not finish"] * 2
+    with pytest.raises(WorkerTimeout):
+        ask_each(found, {"a2c": Hangs()}, "run")
 
 
 # A program as XLA prints it, cut down: 11 updates, each with a loop of 128 turns that holds a fused matrix product.
@@ -187,6 +289,36 @@ def test_worker_answers_and_tells_what_failed() -> None:
         assert worker.ask("build", case="ppo-1", quick=True) == {"compile": 0.25}
         assert 0 < worker.ask("run", seed=0) < 10
         assert worker.ask("peak_memory") > 1
+
+
+WITH_A_CHILD = """
+import subprocess
+from benchmarks.speed.sides import Side, serve
+
+class Parent(Side):
+    def build(self, case, quick):
+        return {"child": subprocess.Popen(["sleep", "60"]).pid}
+
+serve(Parent())
+"""
+
+
+def test_worker_ends_with_all_that_it_started() -> None:
+    with Worker(Start("parent", (sys.executable, "-c", WITH_A_CHILD), {}), "a2c") as worker:
+        child = Path("/proc", str(worker.ask("build", case="a2c", quick=True)["child"]))
+        assert "sleep" in (child / "cmdline").read_text()
+    deadline = time.monotonic() + 10
+    while child.exists() and (child / "cmdline").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not child.exists() or not (child / "cmdline").read_text()  # gone, or a zombie that waits for its reaper
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system pins no process to a core")
+def test_one_core_is_one_device() -> None:
+    with Worker(PURERL, "two-cores") as worker:
+        assert worker.ask("use_cores", cores=1) == 1
+        with pytest.raises(WorkerError, match="2 cores are needed, but this process may use 1"):
+            worker.ask("use_cores", cores=2)
 
 
 def test_benchmark_starts_without_jax() -> None:

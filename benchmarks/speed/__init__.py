@@ -1,6 +1,6 @@
-"""How fast purerl trains, against rejax 0.1.3 on the same work, and where its time and memory go.
+"""How fast purerl trains, against rejax 0.1.3 and Stable-Baselines3 2.9.2 on the same work, and where its time goes.
 
-    python -m benchmarks.speed                        every case; about twenty minutes on two idle cores
+    python -m benchmarks.speed                        every case; about forty minutes on two idle cores
     python -m benchmarks.speed ppo-1 dqn-1            some of them
     python -m benchmarks.speed --quick --out DIR      a functional check in a few minutes: its numbers mean nothing
 
@@ -14,13 +14,22 @@ Cases:
     tabular                env steps per second of 1,000 seeds of Q-learning on FrozenLake, and of the env alone
     planning               seconds of one sweep of value iteration over 100,000 states with 4 actions and 4 successors
     pqn                    PQN's env steps per second on CartPole and Breakout over DQN's, each with its tuned settings
+    a2c                    A2C's env steps per second with 64 envs over PPO's and over Stable-Baselines3's
+    trpo                   the time of TRPO's update over that of PPO's on equal data
+    two-cores              env steps per second of 16 seeds of each policy gradient on two cores and on one
+    compile                seconds of tracing and compiling each policy gradient over PPO's, in fresh processes
+
+The cases of the policy gradients, the last four, are written to a folder of their own:
+
+    python -m benchmarks.speed a2c trpo two-cores compile --out benchmarks/results/speed/policy_gradients
 
 rejax is started as it comes, with NPROC, and with the devices and the flags that purerl gives itself; against the first
 two and against the last there is a ratio each.
 
 The libraries need different versions of gymnax, so each works in a process of its own, which reads requests and
-writes answers as lines of JSON; only one of them works at a time. rejax's virtual environment is made on first use.
+writes answers as lines of JSON; only one of them works at a time. The virtual environment of another library is made
+when a case first needs it; Stable-Baselines3's takes 1 GB with PyTorch's build for the CPU, more with the one for GPUs.
 Writes speed.csv and speed.md, which hold this run's cases and no others; speed.md says how long each case took.
 
-A library is one file in `sides`, a line in `cases.LIBRARIES`, and its starts in `measure`.
+A library is one file in `sides`, an entry in `cases.LIBRARIES`, and its starts beside the cases that need it.
 """

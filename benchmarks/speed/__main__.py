@@ -4,12 +4,14 @@ import argparse
 import signal
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import benchmarks.speed
 from benchmarks.provenance import provenance
+from benchmarks.speed.bench import Bench
 from benchmarks.speed.cases import LIBRARIES
-from benchmarks.speed.measure import CASES, Bench
+from benchmarks.speed.measure import CASES
 from benchmarks.speed.report import Report, write
 from benchmarks.speed.workers import ROOT, WorkerError, equal_variables, prepare, versions
 
@@ -31,11 +33,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
+def libraries_of(cases: Iterable[str]) -> list[str]:
+    """The other libraries that these cases measure."""
+    return [name for name, library in LIBRARIES.items() if not set(library.cases).isdisjoint(cases)]
+
+
 def main() -> int:
     """Measures, writes after each case, and returns 1 where something crashed. A missed target is no crash."""
     options = parse(sys.argv[1:])
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the workers are ended as well
-    pythons = {library: prepare(library, options.environments.absolute() / f"{library}-env") for library in LIBRARIES}
+    cases = options.cases or list(CASES)
+    folder = options.environments.absolute()
+    pythons = {library: prepare(library, folder / f"{library}-env") for library in libraries_of(cases)}
     report = Report(provenance("benchmarks.speed"), options.repeats, options.quick)
     for library, python in pythons.items():
         if python is None:
@@ -44,8 +53,8 @@ def main() -> int:
             report.facts[f"{library}'s environment"] = versions(library, python)
     equal = equal_variables()
     report.facts["equal devices and flags"] = " ".join(f"{name}={value!r}" for name, value in equal.items())
-    bench = Bench(options.repeats, options.quick, pythons["rejax"], equal, report)
-    for case in options.cases or CASES:
+    bench = Bench(options.repeats, options.quick, pythons, equal, report)
+    for case in cases:
         print(case, flush=True)
         started = time.monotonic()
         try:

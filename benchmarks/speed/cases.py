@@ -1,11 +1,38 @@
 """What is measured: the trainings that the libraries share, and what each needs to be installed. Data alone."""
 
 import dataclasses
+from typing import Any, NamedTuple
 
-# What pip installs into a library's own virtual environment, beside the JAX that purerl runs on.
-LIBRARIES = {"rejax": ("rejax==0.1.3", "gymnax<1")}
 
-# Settings that both libraries know by the same names.
+class Library(NamedTuple):
+    """A library to compare with, installed by pip into a virtual environment of its own.
+
+    requirements: what pip is asked for. shared: packages that it gets in purerl's versions, so that none of a ratio is
+    due to them. shown: packages whose versions the report gives. cases: those that need it.
+    """
+
+    requirements: tuple[str, ...]
+    shared: tuple[str, ...]
+    shown: tuple[str, ...]
+    cases: tuple[str, ...]
+
+
+LIBRARIES = {
+    "rejax": Library(
+        ("rejax==0.1.3", "gymnax<1"),
+        ("jax", "jaxlib"),
+        ("rejax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy"),
+        ("ppo-1", "ppo-16", "dqn-1", "profile", "import"),
+    ),
+    "sb3": Library(
+        ("stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium==1.4.0"),
+        (),
+        ("stable-baselines3", "torch", "gymnasium", "numpy"),
+        ("a2c",),
+    ),
+}
+
+# Settings that purerl and rejax know by the same names.
 PPO = {"num_envs": 4, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4, "learning_rate": 2.5e-4, "gamma": 0.99}
 PPO |= {"gae_lambda": 0.95, "clip_eps": 0.2, "vf_coef": 0.5, "ent_coef": 0.01, "max_grad_norm": 0.5}
 DQN = {"num_envs": 1, "buffer_size": 10_000, "batch_size": 128, "learning_rate": 2.5e-4, "gamma": 0.99}
@@ -13,6 +40,13 @@ DQN |= {"exploration_fraction": 0.1, "max_grad_norm": 10.0}
 DQN_PREFILL = 1000
 DQN_TARGET_PERIOD = 500
 DQN_UPDATE = 500  # gradient steps, and env steps, of one purerl `update`
+
+# Settings of A2C by purerl's names, and those of PPO on the same data from the same envs.
+A2C: dict[str, Any] = {"num_envs": 64, "num_steps": 8, "n_step": 8, "optimizer": "adam", "anneal_learning_rate": False}
+A2C |= {"learning_rate": 1e-3, "gamma": 0.99, "gae_lambda": 1.0, "vf_coef": 0.5, "ent_coef": 0.01, "max_grad_norm": 0.5}
+LIKE_A2C = {"num_envs": 64, "num_steps": 8, "num_epochs": 4, "num_minibatches": 4, "anneal_learning_rate": False}
+# Settings that PPO and TRPO know by the same names: equal data, and equally many steps of the critic.
+TRPO = {"num_envs": 4, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4}
 
 SAME_WORK = """\
 PPO: CartPole-v1, 4 envs x 128 steps, 4 epochs x 4 minibatches, two 64-64 tanh towers, constant learning rate, clipped
@@ -30,6 +64,37 @@ The starts of rejax: "rejax" as it comes; "rejax NPROC=n" with that environment 
 over the devices by `jax.shard_map` around the `jax.vmap`, which is the user's own work. The ratio "as it comes" is
 against the faster of the first two, the ratio "equal devices and flags" against the last. purerl has one start: after
 `use_all_cores()`, which its command line calls by itself."""
+
+SAME_A2C = """\
+A2C: CartPole-v1, 64 envs x 8 steps, 8-step advantages, one step of Adam on each batch, two 64-64 tanh towers, constant
+learning rate, gradients clipped by their global norm, bootstrap from the observation at a time limit; PPO on the same
+64 envs x 8 steps with 4 epochs x 4 minibatches. Stable-Baselines3 is started with DummyVecEnv and with SubprocVecEnv
+(64 processes, forked), each with PyTorch's threads as they come and with one (OMP_NUM_THREADS=1); the fastest of the
+four counts. Its envs come from `make_vec_env`, and both libraries keep the episodes' returns. What is timed is a
+training from its seed to its end, in purerl without compiling."""
+
+SAME_TRPO = """\
+TRPO and PPO: CartPole-v1, 4 envs x 128 steps, 4 epochs x 4 minibatches (TRPO's are its critic's), two 64-64 tanh
+towers, all else by default. What is timed is a training from its seed to its end, divided by its updates."""
+
+ONE_AND_TWO = """\
+One and two cores: the same 16 seeds of each algorithm with its default settings on CartPole-v1 through
+`runner.train` after `use_all_cores()`, once in a process that may run on one core, which gives it one device, and once
+in one that may run on two. Compiling and the initial states are left out."""
+
+BY_DEFAULT = """\
+Compile time: `jax.jit(train).lower(key, config)` and `.compile()` of each algorithm with its default settings on
+CartPole-v1, each time in a fresh process after `use_all_cores()`, without a compilation cache."""
+
+# What counts as the same work, and the cases that it is said of.
+TERMS = {
+    SAME_WORK: ("ppo-1", "ppo-16", "dqn-1", "profile"),
+    STARTS: ("ppo-1", "ppo-16", "dqn-1", "profile"),
+    SAME_A2C: ("a2c",),
+    SAME_TRPO: ("trpo",),
+    ONE_AND_TWO: ("two-cores",),
+    BY_DEFAULT: ("compile",),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +121,7 @@ class Work:
         return self.quick_env_steps if quick else self.env_steps
 
 
-PPO_UPDATE = 512  # env steps
+PPO_UPDATE = A2C_UPDATE = 512  # env steps
 TRAININGS = {
     "ppo-1": Work("ppo", 1, 392 * PPO_UPDATE, 4 * PPO_UPDATE, target=1.0, aim=1.3, equal_target=1.3),
     "ppo-16": Work("ppo", 16, 196 * PPO_UPDATE, 4 * PPO_UPDATE, target=2.0, aim=2.0, nproc=16, seeds_at_once=8),
@@ -65,4 +130,8 @@ TRAININGS = {
 
 # The profile tells the loop over updates from the others by its turns, so no other loop may have as many.
 PROFILE_UPDATES = 11
-WORK = TRAININGS | {"profile": Work("ppo", 1, PROFILE_UPDATES * PPO_UPDATE, PROFILE_UPDATES * PPO_UPDATE)}
+WORK = TRAININGS | {
+    "profile": Work("ppo", 1, PROFILE_UPDATES * PPO_UPDATE, PROFILE_UPDATES * PPO_UPDATE),
+    "a2c": Work("a2c", 1, 200 * A2C_UPDATE, 4 * A2C_UPDATE),
+    "trpo": Work("trpo", 1, 196 * PPO_UPDATE, 4 * PPO_UPDATE),
+}

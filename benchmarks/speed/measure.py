@@ -5,39 +5,14 @@ import functools
 import statistics
 import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
 
-from benchmarks.speed import report
+from benchmarks.speed import policy_gradients, report
+from benchmarks.speed.bench import PURERL, Bench, ask_each, run_in_turn
 from benchmarks.speed.cases import DQN_UPDATE, TRAININGS
-from benchmarks.speed.report import NO_TARGET, Report
-from benchmarks.speed.workers import Start, Worker, WorkerTimeout, run_python, side_start
+from benchmarks.speed.report import NO_TARGET
+from benchmarks.speed.workers import Start, Worker, run_python
 
 COMPILE_REPEATS = 3
-PURERL = side_start("purerl", "purerl")
-
-
-class Bench(NamedTuple):
-    """What a case is measured with. rejax: its interpreter, or None without one. equal: purerl's flags and devices."""
-
-    repeats: int
-    quick: bool
-    rejax: str | None
-    equal: dict[str, str]
-    report: Report
-
-    def as_it_comes(self, case: str) -> list[Start]:
-        """The starts of rejax that ask nothing of its user, or one variable."""
-        if self.rejax is None:
-            return []
-        nproc = str(TRAININGS[case].nproc)
-        return [
-            side_start("rejax", "rejax", self.rejax),
-            side_start("rejax", f"rejax NPROC={nproc}", self.rejax, NPROC=nproc),
-        ]
-
-    def equals(self) -> list[Start]:
-        """The starts of rejax with the devices and flags of purerl."""
-        return [] if self.rejax is None else [side_start("rejax", "rejax, equal", self.rejax, **self.equal)]
 
 
 def measure_training(bench: Bench, case: str) -> None:
@@ -50,9 +25,8 @@ def measure_training(bench: Bench, case: str) -> None:
         ask_each(bench, workers, "build", case=case, quick=bench.quick)
         ask_each(bench, workers, "run", seed=0)  # the first run touches fresh memory, so it does not count
         memory = ask_each(bench, workers, "peak_memory")
-        rounds = [ask_each(bench, workers, "run", seed=1 + repeat) for repeat in range(bench.repeats)]
+        seconds = run_in_turn(bench, workers)
     env_steps = TRAININGS[case].seeds * TRAININGS[case].steps(bench.quick)
-    seconds = {side: [answers[side] for answers in rounds] for side in workers}
     for side, values in seconds.items():
         bench.report.add(case, side, "run", "s", values)
         bench.report.add(case, side, "env steps", "1/s", [env_steps / x for x in values])
@@ -99,25 +73,6 @@ def measure_compilation(bench: Bench, case: str, starts: list[Start]) -> None:
             bench.report.add(case, side, "trace and compile", "s", [sum(seconds.values()) for seconds in answers])
 
 
-def ask_each(bench: Bench, workers: dict[str, Worker], do: str, **arguments: Any) -> dict[str, Any]:
-    """Every worker's answer, one worker after the other. A rejax that hangs leaves `workers`, with a note."""
-    answers = {}
-    for name, worker in list(workers.items()):
-        try:
-            answers[name] = worker.ask(do, **arguments)
-        except WorkerTimeout as error:
-            drop(bench, workers, name, error)
-    return answers
-
-
-def drop(bench: Bench, workers: dict[str, Worker], name: str, error: WorkerTimeout) -> None:
-    """Goes on without a rejax that hung; a purerl that hung is an error."""
-    if name == "purerl":
-        raise error
-    del workers[name]
-    bench.report.notes.append(str(error))
-
-
 def measure_profile(bench: Bench) -> None:
     """Milliseconds of one PPO update by kernel, purerl and rejax taking turns, at equal devices and flags."""
     with contextlib.ExitStack() as stack:
@@ -143,9 +98,9 @@ def measure_imports(bench: Bench) -> None:
     """Seconds from a running interpreter to an importable, usable library, each time in a fresh process."""
     use_purerl = ("from purerl import ppo", 'from purerl import ppo; ppo.Config(env="CartPole-v1")')
     probes = [("purerl", sys.executable, code) for code in ("import jax", "import purerl", *use_purerl)]
-    if bench.rejax:
+    if rejax := bench.pythons["rejax"]:
         use_rejax = ("import jax", "from rejax import PPO", 'from rejax import PPO; PPO.create(env="CartPole-v1")')
-        probes += [("rejax", bench.rejax, code) for code in use_rejax]
+        probes += [("rejax", rejax, code) for code in use_rejax]
     for _, python, code in probes:
         import_seconds(python, code)  # the first time reads from disk and may write bytecode, so it does not count
     rounds = [[import_seconds(python, code) for _, python, code in probes] for _ in range(bench.repeats)]
@@ -281,4 +236,5 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "tabular": measure_tabular,
     "planning": measure_planning,
     "pqn": measure_pqn,
+    **policy_gradients.CASES,
 }

@@ -1,13 +1,14 @@
 """What was found, the ratios and shares that follow from it, and the two files that show it."""
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.provenance import write_csv
-from benchmarks.speed.cases import SAME_WORK, STARTS
+from benchmarks.speed.cases import TERMS
 
 COLUMNS = ["case", "side", "measure", "unit", "repeats", "median", "min", "max"]
 LONGEST = 12  # kernels that a profile shows by name
@@ -212,8 +213,10 @@ def markdown(report: Report) -> list[str]:
     lines += bullets(f"FAILED: {failure.splitlines()[0]}" for failure in report.failures)
     lines += ["## In words", "", *bullets(report.words)] if report.words else []
     lines += ["Ratios are medians over repetitions; in each, all sides ran one after the other.", ""]
-    lines += ["## What counts as the same work", "", *SAME_WORK.splitlines(), "", *STARTS.splitlines(), ""]
-    for case in dict.fromkeys(row.case for row in report.rows):
+    cases = dict.fromkeys(row.case for row in report.rows)
+    terms = [[*text.splitlines(), ""] for text, said_of in TERMS.items() if not cases.keys().isdisjoint(said_of)]
+    lines += ["## What counts as the same work", "", *itertools.chain(*terms)] if terms else []
+    for case in cases:
         lines += [f"## {case}", "", *case_lines(report, case)]
     took = ", ".join(f"{case} {seconds:.0f} s" for case, seconds in report.seconds.items())
     return [*lines, f"Time taken: {took}."]

@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -72,6 +73,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.stderr,
+            start_new_session=True,  # a group of its own, so that the processes that a library starts end with it
         )
 
     def __enter__(self) -> "Worker":
@@ -83,7 +85,8 @@ class Worker:
             self.process.stdin.close()  # an idle worker ends by itself here
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(10 if kind is None else 0)
-        self.process.kill()
+        with contextlib.suppress(ProcessLookupError):  # the worker and all that it started have ended
+            os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
         self.process.stdout.close()
         self.stderr.close()
@@ -130,11 +133,9 @@ def run_python(python: str, code: str) -> str:
 
 
 def prepare(library: str, folder: Path) -> str | None:
-    """The interpreter of the library's virtual environment, made where it is missing; None where that fails.
-
-    It gets the JAX of this process, so that none of a ratio is due to JAX.
-    """
-    requirements = [*LIBRARIES[library], *(f"{name}=={version(name)}" for name in ("jax", "jaxlib"))]
+    """The interpreter of the library's virtual environment, made where it is missing; None where that fails."""
+    wanted = LIBRARIES[library]
+    requirements = [*wanted.requirements, *(f"{name}=={version(name)}" for name in wanted.shared)]
     python, installed = folder / "bin" / "python", folder / "installed.txt"  # the latter comes last, when all is there
     if installed.exists() and installed.read_text().split("\n") == requirements:
         return str(python)
@@ -151,11 +152,10 @@ def prepare(library: str, folder: Path) -> str | None:
 
 
 def versions(library: str, python: str) -> str:
-    """Versions of Python, of the library and of what it shares with purerl, in that interpreter's environment."""
+    """Versions of Python and of the packages that the library's line asks for, in that interpreter's environment."""
     code = f"""
 import platform
 from importlib.metadata import version
-names = ({library!r}, "jax", "jaxlib", "flax", "optax", "gymnax", "numpy")
-print("python", platform.python_version(), *(word for name in names for word in (name, version(name))))
+print("python", platform.python_version(), *(f"{{name}} {{version(name)}}" for name in {LIBRARIES[library].shown!r}))
 """
     return run_python(python, code).strip()

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -33,8 +34,17 @@ class Purerl(Side):
     def build_one(self, work: Work, quick: bool) -> dict[str, float]:
         """One seed: the algorithm's `train`."""
         purerl.use_all_cores()
-        config = make_config(work.algorithm, work.steps(quick))
-        train = jax.jit(getattr(purerl, work.algorithm).train)
+        return self.build_train(work.algorithm, make_config(work.algorithm, work.steps(quick)))
+
+    def build_cartpole(self, algorithm: str, env_steps: int, settings: dict[str, Any]) -> dict[str, float]:
+        """One seed on CartPole, by default but for the settings; seconds of tracing and compiling."""
+        purerl.use_all_cores()
+        config = getattr(purerl, algorithm).Config(env="CartPole-v1", total_timesteps=env_steps, **settings)
+        return self.build_train(algorithm, config)
+
+    def build_train(self, algorithm: str, config: Any) -> dict[str, float]:
+        """The algorithm's `train`; seconds of tracing and compiling."""
+        train = jax.jit(getattr(purerl, algorithm).train)
         self.compiled, seconds = compile_timed(train, jax.random.key(0), config)
         self.train = lambda seed: jax.block_until_ready(self.compiled(jax.random.key(seed), config))
         return seconds
@@ -77,8 +87,16 @@ class Purerl(Side):
         compiled, _ = compile_timed(jax.jit(updates), state, config)
         self.train = lambda seed: jax.block_until_ready(compiled(state, config))
 
+    def use_cores(self, cores: int) -> int:
+        """Keeps this process on that many cores from here on; the number of its devices. It comes before all else."""
+        allowed = sorted(os.sched_getaffinity(0))
+        if len(allowed) < cores:
+            raise ValueError(f"{cores} cores are needed, but this process may use {len(allowed)}.")
+        os.sched_setaffinity(0, allowed[-cores:])
+        return purerl.use_all_cores()
+
     def build_seeds(
-        self, algorithm: str, env: str, seeds: int, env_steps: int, seeds_at_once: int, tuned: bool
+        self, algorithm: str, env: str, seeds: int, env_steps: int, tuned: bool, seeds_at_once: int | None = None
     ) -> None:
         """Prepares `rate`: many seeds through the runner, with the tuned settings of the env or the defaults."""
         purerl.use_all_cores()
