@@ -146,6 +146,12 @@ CASES = {
         TypeError,
         "learning_rate must be a number or an array, but is .*: wrap it in jnp.array",
     ),
+    "unknown surrogate": (ppo, {"surrogate": "KL"}, ValueError, "surrogate must be one of clip, kl, .*none, .*'KL'"),
+    "KL target of 0": (ppo, {"target_kl": 0}, ValueError, "ppo.Config.target_kl must be .*greater than 0, but is 0"),
+    "negative KL target": (ppo, {"target_kl": -0.01}, ValueError, "target_kl must be .*greater than 0, but is -0.01"),
+    "NaN KL target": (ppo, {"target_kl": NAN}, ValueError, "target_kl must be a finite number .*nan"),
+    "list of KL targets": (ppo, {"target_kl": [0.01, 0.03]}, TypeError, "target_kl must be a number.*jnp.array"),
+    "negative KL penalty": (ppo, {"kl_coef": -1.0}, ValueError, "kl_coef must be .*\\[0, inf\\], but is -1.0"),
     "unknown field": (ppo, {"lr": 1e-3}, TypeError, "unexpected keyword argument 'lr'"),
 }
 

@@ -21,8 +21,8 @@ def batch_of_ppo(config: Any, size: int = 6) -> ppo.Batch:
     rng = np.random.default_rng(0)
     floats = [jnp.asarray(rng.normal(size=size), jnp.float32) for _ in range(4)]
     obs, action = rng.normal(size=(size, 4)), rng.integers(0, 2, size)
-    log_prob = jnp.log(0.5) + 0.02 * floats[0]
-    return ppo.Batch(jnp.asarray(obs, jnp.float32), jnp.asarray(action), log_prob, *floats[1:])
+    log_prob, pi = jnp.log(0.5) + 0.02 * floats[0], Categorical(jnp.zeros((size, 2)))
+    return ppo.Batch(jnp.asarray(obs, jnp.float32), jnp.asarray(action), pi, log_prob, *floats[1:])
 
 
 def test_ppo_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,13 +41,14 @@ def test_ppo_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = ppo.Batch(
         obs=jnp.zeros((2, 4)),
         action=jnp.array([0, 1]),
+        pi=Categorical(jnp.zeros((2, 2))),
         log_prob=jnp.log(jnp.array([0.5, 0.5])),
         value=jnp.array([1.5, 0.0]),
         advantage=jnp.array([1.0, -1.0]),
         value_target=jnp.array([1.0, 0.5]),
     )
     config = tiny.config(ppo, vf_coef=0.5, ent_coef=0.01, clip_value=True)
-    total, metrics = ppo.loss(Params(None, None), batch, 0.2, config)
+    total, metrics = ppo.loss(Params(None, None), batch, 1.0, 0.2, config)
     np.testing.assert_allclose(metrics["policy_loss"], -0.2, rtol=1e-5)
     np.testing.assert_allclose(metrics["value_loss"], 0.3125, rtol=1e-5)
     np.testing.assert_allclose(metrics["entropy"], 0.5623351, rtol=1e-5)
@@ -62,10 +63,12 @@ def test_ppo_clipped_value_counts_the_worse(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(ppo, "distribution", lambda params, obs, config: Categorical(jnp.zeros((1, 2))))
     monkeypatch.setattr(ppo, "critic", lambda params, obs, config: jnp.array([1.0]))
     one = jnp.ones(1)
-    batch = ppo.Batch(jnp.zeros((1, 4)), jnp.array([0]), jnp.log(one / 2), 0 * one, 0 * one, one)
+    batch = ppo.Batch(
+        jnp.zeros((1, 4)), jnp.array([0]), Categorical(jnp.zeros((1, 2))), jnp.log(one / 2), 0 * one, 0 * one, one
+    )
     # 0.2 is what is left of clip_eps, and the only one that counts.
     configs = [tiny.config(ppo, clip_value=clip, clip_eps=0.5) for clip in (True, False)]
-    losses = [ppo.loss(Params(None, None), batch, 0.2, config)[1]["value_loss"] for config in configs]
+    losses = [ppo.loss(Params(None, None), batch, 1.0, 0.2, config)[1]["value_loss"] for config in configs]
     np.testing.assert_allclose(losses, [0.32, 0.0], rtol=1e-5)
 
 
@@ -181,7 +184,7 @@ def test_learns_from_the_pixels_of_pong(algorithm: ModuleType) -> None:
 
 def ppo_loss(config: Any) -> tuple[Any, Any]:
     params = ppo.init(jax.random.key(0), config).params
-    return lambda params: ppo.loss(params, batch_of_ppo(config), 0.2, config)[0], params
+    return lambda params: ppo.loss(params, batch_of_ppo(config), 1.0, 0.2, config)[0], params
 
 
 def dqn_loss(config: Any) -> tuple[Any, Any]:

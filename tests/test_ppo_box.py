@@ -9,6 +9,7 @@ import pytest
 
 from purerl import envs, ppo
 from purerl.core import policies
+from purerl.core.distributions import Gaussian
 from tests import tiny
 
 KEY = jax.random.key(0)
@@ -59,9 +60,11 @@ def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policies, "actor_network", lambda config: Always(0.0, 1.0))
     monkeypatch.setattr(policies, "critic_network", lambda config: Always(2.0))
     c = np.log(2) + LOG_2PI
+    pi = Gaussian(jnp.zeros((2, 2)), jnp.zeros((2, 2)))  # which only the KL would ask
     batch = ppo.Batch(
         obs=jnp.ones((2, 1)),
         action=jnp.array([[0.5, 5.0], [0.0, 1.0]]),
+        pi=pi,
         log_prob=jnp.array([-1 - c - np.log(1.5), -c - np.log(0.5)], jnp.float32),
         value=jnp.zeros(2),
         advantage=jnp.array([5.0, 1.0]),
@@ -69,7 +72,7 @@ def test_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     config = tiny.config(ppo, env=BANDIT, vf_coef=0.5, ent_coef=0.1, clip_value=False)
     params = policies.Params(policies.Actor(None, jnp.log(jnp.array([0.5, 4.0]))), None)
-    total, metrics = ppo.loss(params, batch, 0.2, config)
+    total, metrics = ppo.loss(params, batch, 1.0, 0.2, config)
     expected = {
         "policy_loss": -0.2,
         "value_loss": 1.25,

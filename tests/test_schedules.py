@@ -160,7 +160,7 @@ def test_clip_eps_in_use(anneal: bool, expected: list[float], monkeypatch: pytes
     """
     used = []
 
-    def record(params: Any, batch: Any, clip_eps: Any, config: Any) -> Any:
+    def record(params: Any, batch: Any, beta: Any, clip_eps: Any, config: Any) -> Any:
         jax.debug.callback(lambda value: used.append(float(value)), clip_eps, ordered=True)
         return 3 * params.critic["params"]["body"]["Dense_1"]["bias"].sum(), {}
 

@@ -40,7 +40,10 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 # Another value of a static field, where a rule cannot guess one; and the switch under which a field is read at all.
 OTHERS = {"linear_q": {"obs_low": (-2.0, -0.1), "obs_high": (1.0, 0.1)}}
-READ_UNDER = {"linear_q": {"fourier_order": {"features": "fourier"}}}
+READ_UNDER = {
+    "linear_q": {"fourier_order": {"features": "fourier"}},
+    "ppo": {"kl_coef": {"surrogate": "kl"}},
+}
 SEEDS = (0, 1, 2)  # not a multiple of the two devices, so that the runner has to pad
 
 

@@ -1,32 +1,42 @@
-r"""Proximal policy optimisation with the clipped surrogate (Schulman et al. 2017, arXiv:1707.06347).
+r"""Proximal policy optimisation (Schulman et al. 2017, arXiv:1707.06347): clipped, with a KL penalty, or with neither.
 
 The problem left by actor-critic: the policy gradient is right only at the policy that gathered the data, so one large
 step, or a second step on the same data, can throw the policy somewhere it never recovers from. TRPO forbids such steps
-by a constraint that needs second-order machinery. PPO only takes away the reward for them: once the probability ratio
+by a constraint that needs second-order machinery. What it maximises within is, with the probability ratio r (eq. 6),
 
-    r(theta) = pi_theta(a|s) / pi_old(a|s)                                                                     -> loss
+    r(theta) = pi_theta(a|s) / pi_old(a|s),    L_cpi = E[ r A ].                                            -> surrogate
 
-has moved by more than clip_eps in the direction that the advantage A asks for, the gradient is zero (eq. 7):
+PPO maximises that by plain gradient steps and only takes away the reward for large ones. It clips: once r has moved by
+more than clip_eps in the direction that the advantage A asks for, the gradient is zero (eq. 7),
 
-    L_clip = E[ min( r A, clip(r, 1 - eps, 1 + eps) A ) ]                                                      -> loss
+    L_clip = E[ min( r A, clip(r, 1 - eps, 1 + eps) A ) ].                                                  -> surrogate
 
-and with the critic's error and an entropy bonus the objective to maximise is (eq. 9)
+Or it makes every move cost its divergence from the old policy (eq. 8), at a price that is fixed or else follows what
+d = E[ KL(pi_old || pi_theta) ] has become at the end of each update (section 4): too short a move, and half as much is
+asked from the next one; too long a move, and twice as much,
 
-    L = L_clip - vf_coef * E[(V - V_target)^2] / 2 + ent_coef * E[H(pi)].                                      -> loss
+    L_klpen = E[ r A - beta KL(pi_old || pi_theta) ],                                                       -> surrogate
+    beta <- beta / 2  where d < target_kl / 1.5,    beta <- 2 beta  where d > 1.5 target_kl.               -> adapt_beta
+
+With L_surrogate one of the three, the critic's error and an entropy bonus, the objective to maximise is (eq. 9)
+
+    L = L_surrogate - vf_coef * E[(V - V_target)^2] / 2 + ent_coef * E[H(pi)].                                   -> loss
 
 Each update: act for T steps in N environments; estimate advantages by GAE (arXiv:1506.02438, eq. 16),
 
-    A_t = delta_t + gamma lambda A_{t+1},    delta_t = r_t + gamma V(s_{t+1}) - V(s_t);                     -> collect
+    A_t = delta_t + gamma lambda A_{t+1},    delta_t = r_t + gamma V(s_{t+1}) - V(s_t);                       -> collect
 
-and take a few epochs of minibatch Adam steps on L.                                                          -> update
+and take a few epochs of minibatch Adam steps on L.                                                            -> update
 
 Departures from the paper:
     advantages are standardised in each minibatch (loss)
     gradients are clipped by their global norm (max_grad_norm)
     a time limit cuts the advantage sum but bootstraps from V(final_obs) (collect)
     layers start orthogonal, the actor's head small (init)
-    the critic's change is clipped like the policy's (clip_value)
+    the critic's change is clipped as the policy's ratio would be, whatever the surrogate (clip_value)
+    beta keeps within [1e-6, 1e6], from where it can come back (adapt_beta)
     learning rate and clip range may fall to 0 (anneal_learning_rate, anneal_clip_eps)
+    the learning rate may follow the KL before each gradient step, as in arXiv:2109.11978 (adapt_learning_rate)
     observations and rewards may be normalised by running statistics (normalize_obs, normalize_reward)
 Once a policy survives to every time limit, advantages are only the critic's noise, which standardising blows up to full
 size; a critic whose change is clipped moves slowly and keeps the policy from drifting.
@@ -44,6 +54,7 @@ from jax.flatten_util import ravel_pytree
 
 from purerl import envs
 from purerl.core import checks, networks, normalize, optimize, policies, schedules
+from purerl.core.distributions import Distribution
 from purerl.core.policies import critic, distribution, observe
 from purerl.core.program import jitted
 from purerl.core.returns import gae, standardize
@@ -92,12 +103,16 @@ class Config:
     """A flax module in place of the actor, with a logit or a mean for each action; or a function of their number."""
     critic_network: Any = own_network()
     """A flax module in place of the critic, with one output."""
+    surrogate: str = static("clip", choices=("clip", "kl", "adaptive_kl", "none"))
+    """What keeps the policy near the old one: the clip, a KL penalty with a fixed or an adaptive weight, or nothing."""
+    adapt_learning_rate: bool = static(False)
+    """Let the learning rate follow target_kl within [1e-5, 1e-2], on top of which it may be annealed."""
     anneal_learning_rate: bool = static(True)
     """Let the learning rate fall linearly to 0."""
     anneal_clip_eps: bool = static(False)
     """Let clip_eps fall linearly to 0."""
     clip_value: bool = static(True)
-    """Clip the critic's change to clip_eps as well."""
+    """Clip the critic's change to clip_eps, whatever the surrogate."""
     normalize_obs: bool = static(False)
     """Standardise observations by running statistics."""
     normalize_reward: bool = static(False)
@@ -109,7 +124,11 @@ class Config:
     gae_lambda: Scalar = traced(0.95, low=0, high=1)
     """Weight of longer returns in the advantage."""
     clip_eps: Scalar = traced(0.2, low=0)
-    """Change of the probability ratio beyond which nothing is gained."""
+    """Change of the probability ratio, and of the critic, beyond which nothing is gained."""
+    kl_coef: Scalar = traced(1.0, low=0)
+    """Weight of the KL penalty (beta), or where it starts; with surrogate kl or adaptive_kl."""
+    target_kl: Scalar = traced(0.01, above=0)
+    """KL(old || new) in nats to aim at; with surrogate adaptive_kl or with adapt_learning_rate."""
     vf_coef: Scalar = traced(0.5, low=0)
     """Weight of the critic's loss."""
     ent_coef: Scalar = traced(0.01, low=0)
@@ -133,11 +152,13 @@ class Config:
 
 
 class State(NamedTuple):
-    """Everything a training is made of. obs_stats, reward_scale: None where their switch is off."""
+    """Everything a training is made of. beta, learning_rate, obs_stats, reward_scale: None where not asked for."""
 
     key: PRNGKey
     params: policies.Params
     opt_state: optax.OptState
+    beta: Array | None
+    learning_rate: Array | None
     env_state: envs.EnvState
     obs_stats: normalize.RunningStats | None
     reward_scale: normalize.RewardScale | None
@@ -145,10 +166,11 @@ class State(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loss reads, `[B, ...]`. log_prob and value are those of the policy and critic that gathered it."""
+    """What the loss reads, `[B, ...]`. pi, log_prob and value are of the policy and critic that gathered it."""
 
     obs: Array
     action: Array
+    pi: Distribution
     log_prob: Array
     value: Array
     advantage: Array
@@ -164,6 +186,8 @@ def init(key: PRNGKey, config: Config) -> State:
         key,
         params,
         optimize.adam(config.learning_rate, config.max_grad_norm).init(ravel_pytree(params)[0]),
+        jnp.float32(config.kl_coef) if config.surrogate == "adaptive_kl" else None,
+        jnp.float32(config.learning_rate) if config.adapt_learning_rate else None,
         env.reset(env_key),
         policies.init_stats(config),
         normalize.init_reward_scale(config.num_envs) if config.normalize_reward else None,
@@ -181,14 +205,29 @@ def policy(state: State, config: Config, *, deterministic: bool = True) -> Polic
     return memoryless(act, envs.bind(config).to_units)
 
 
-def loss(params: policies.Params, batch: Batch, clip_eps: Scalar, config: Config) -> tuple[Array, Metrics]:
-    """-L of eq. 9: -E min(r A, clip(r, 1-eps, 1+eps) A) + vf_coef E (V - V_target)^2 / 2 - ent_coef E H(pi)."""
+def surrogate(ratio: Array, advantage: Array, kl: Array, beta: Scalar, clip_eps: Scalar, config: Config) -> Array:
+    """L_clip (eq. 7), L_cpi (eq. 6) or L_klpen (eq. 8), from one ratio, advantage and KL(old || new) a sample `[B]`."""
+    if config.surrogate == "clip":
+        clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
+        return jnp.minimum(ratio * advantage, clipped * advantage).mean()
+    gain = (ratio * advantage).mean()
+    return gain if config.surrogate == "none" else gain - beta * kl.mean()
+
+
+def adapt_beta(beta: Scalar, kl: Array, config: Config) -> Array:
+    """beta of the next update, by how far this one has moved the policy."""
+    factor = jnp.where(kl < config.target_kl / 1.5, 0.5, jnp.where(kl > 1.5 * config.target_kl, 2.0, 1.0))
+    return jnp.clip(beta * factor, 1e-6, 1e6)
+
+
+def loss(
+    params: policies.Params, batch: Batch, beta: Scalar, clip_eps: Scalar, config: Config
+) -> tuple[Array, Metrics]:
+    """-L of eq. 9: -L_surrogate + vf_coef E (V - V_target)^2 / 2 - ent_coef E H(pi)."""
     pi = distribution(params.actor, batch.obs, config)
     log_ratio = pi.log_prob(batch.action) - batch.log_prob
-    ratio = jnp.exp(log_ratio)
-    advantage = standardize(batch.advantage)
-    clipped = jnp.clip(ratio, 1 - clip_eps, 1 + clip_eps)
-    policy_loss = -jnp.minimum(ratio * advantage, clipped * advantage).mean()
+    ratio, kl = jnp.exp(log_ratio), batch.pi.kl(pi)
+    policy_loss = -surrogate(ratio, standardize(batch.advantage), kl, beta, clip_eps, config)
 
     value = critic(params.critic, batch.obs, config)
     value_error = jnp.square(value - batch.value_target)
@@ -199,10 +238,12 @@ def loss(params: policies.Params, batch: Batch, clip_eps: Scalar, config: Config
 
     entropy = pi.entropy().mean()
     total = policy_loss + config.vf_coef * value_loss - config.ent_coef * entropy
-    approx_kl = (ratio - 1 - log_ratio).mean()  # never negative, and of low variance: E_old[r - 1 - log r]
-    clip_fraction = (jnp.abs(ratio - 1) > clip_eps).mean()
     metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
-    return total, metrics | {"approx_kl": approx_kl, "clip_fraction": clip_fraction}
+    metrics["approx_kl"] = (ratio - 1 - log_ratio).mean()  # never negative, and of low variance: E_old[r - 1 - log r]
+    metrics["clip_fraction"] = (jnp.abs(ratio - 1) > clip_eps).mean()
+    if config.adapt_learning_rate or "kl" in config.surrogate:
+        metrics["kl"] = kl.mean()
+    return total, metrics
 
 
 def collect(key: PRNGKey, state: State, config: Config) -> tuple[State, Batch, Episodes]:
@@ -218,8 +259,8 @@ def collect(key: PRNGKey, state: State, config: Config) -> tuple[State, Batch, E
     obs, final_obs = (observe(x, stats, config) for x in (steps.obs, steps.final_obs))
     value, next_value = (critic(state.params.critic, x, config) for x in (obs, final_obs))
     advantage = gae(steps, value, next_value, config.gamma, config.gae_lambda)
-    log_prob = distribution(state.params.actor, obs, config).log_prob(steps.action)
-    batch = flatten(Batch(obs, steps.action, log_prob, value, advantage, advantage + value))
+    pi = distribution(state.params.actor, obs, config)
+    batch = flatten(Batch(obs, steps.action, pi, pi.log_prob(steps.action), value, advantage, advantage + value))
     obs_stats = normalize.update_stats(stats, observe(steps.obs, None, config))
     return state._replace(env_state=env_state, obs_stats=obs_stats, reward_scale=reward_scale), batch, episodes
 
@@ -229,7 +270,8 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
     progress = state.updates / config.num_updates
     clip_eps = config.clip_eps * (1 - progress if config.anneal_clip_eps else 1.0)
-    optimizer = optimize.adam(schedules.learning_rate(progress, config), config.max_grad_norm)
+    annealing = 1 - progress if config.anneal_learning_rate else 1.0
+    beta = config.kl_coef if state.beta is None else state.beta
 
     state, batch, episodes = collect(rollout_key, state, config)
     indices = optimize.shuffled_indices(shuffle_key, batch.value.size, config.num_epochs, config.num_minibatches)
@@ -237,19 +279,27 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     # Adam on one vector is a few large kernels where a dozen arrays are many small ones.
     params, unravel = ravel_pytree(state.params)
 
-    def gradient_step(
-        carry: tuple[Array, optax.OptState], index: Array
-    ) -> tuple[tuple[Array, optax.OptState], Metrics]:
-        params, opt_state = carry
+    def gradient_step(carry: Any, index: Array) -> tuple[Any, Metrics]:
+        params, opt_state, learning_rate = carry
         minibatch = jax.tree.map(lambda x: x[index], batch)
-        grads, metrics = jax.grad(loss, has_aux=True)(unravel(params), minibatch, clip_eps, config)
+        grads, metrics = jax.grad(loss, has_aux=True)(unravel(params), minibatch, beta, clip_eps, config)
         grads = ravel_pytree(grads)[0]
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (params + updates, opt_state), metrics | {"grad_norm": optax.tree.norm(grads)}
+        rate = annealing * config.learning_rate
+        if config.adapt_learning_rate:
+            learning_rate = schedules.follow_kl(learning_rate, metrics["kl"], config.target_kl)
+            rate = metrics["learning_rate"] = annealing * learning_rate
+        step, opt_state = optimize.adam(rate, config.max_grad_norm).update(grads, opt_state, params)
+        return (params + step, opt_state, learning_rate), metrics | {"grad_norm": optax.tree.norm(grads)}
 
-    (params, opt_state), metrics = jax.lax.scan(gradient_step, (params, state.opt_state), indices)
-    state = state._replace(key=key, params=unravel(params), opt_state=opt_state, updates=state.updates + 1)
-    return state, jax.tree.map(jnp.mean, metrics) | episodes.metrics()
+    carry = (params, state.opt_state, state.learning_rate)
+    (params, opt_state, learning_rate), metrics = jax.lax.scan(gradient_step, carry, indices)
+    state = state._replace(params=unravel(params), opt_state=opt_state, learning_rate=learning_rate)
+    metrics = jax.tree.map(jnp.mean, metrics) | episodes.metrics()
+    if config.surrogate == "adaptive_kl":
+        kl = batch.pi.kl(distribution(state.params.actor, batch.obs, config)).mean()
+        metrics |= {"kl_coef": beta, "update_kl": kl}
+        state = state._replace(beta=adapt_beta(beta, kl, config))
+    return state._replace(key=key, updates=state.updates + 1), metrics
 
 
 @jitted

@@ -264,7 +264,9 @@ def ppo_parts(config: Any) -> dict[str, Part]:
         def gradient_step(carry: Any, index: Any) -> tuple[Any, Any]:
             params, opt_state = carry
             minibatch = jax.tree.map(lambda x: x[index], batch)
-            grads, metrics = jax.grad(ppo.loss, has_aux=True)(unravel(params), minibatch, config.clip_eps, config)
+            grads, metrics = jax.grad(ppo.loss, has_aux=True)(
+                unravel(params), minibatch, config.kl_coef, config.clip_eps, config
+            )
             updates, opt_state = optimizer.update(ravel_pytree(grads)[0], opt_state, params)
             return (params + updates, opt_state), metrics
 
