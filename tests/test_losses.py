@@ -58,7 +58,8 @@ def test_ppo_loss_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(metrics["approx_kl"], (0.5 - np.log(1.5) - 0.5 - np.log(0.5)) / 2, rtol=1e-5)
 
 
-def test_ppo_clipped_value_counts_the_worse(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("surrogate", ["clip", "kl", "adaptive_kl", "none"])
+def test_ppo_clipped_value_counts_the_worse(surrogate: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The value moved from 0 to 1, its target; clipped to 0.2 it is 0.8 short, and that error counts: 0.64 / 2."""
     monkeypatch.setattr(ppo, "distribution", lambda params, obs, config: Categorical(jnp.zeros((1, 2))))
     monkeypatch.setattr(ppo, "critic", lambda params, obs, config: jnp.array([1.0]))
@@ -67,7 +68,7 @@ def test_ppo_clipped_value_counts_the_worse(monkeypatch: pytest.MonkeyPatch) -> 
         jnp.zeros((1, 4)), jnp.array([0]), Categorical(jnp.zeros((1, 2))), jnp.log(one / 2), 0 * one, 0 * one, one
     )
     # 0.2 is what is left of clip_eps, and the only one that counts.
-    configs = [tiny.config(ppo, clip_value=clip, clip_eps=0.5) for clip in (True, False)]
+    configs = [tiny.config(ppo, clip_value=clip, clip_eps=0.5, surrogate=surrogate) for clip in (True, False)]
     losses = [ppo.loss(Params(None, None), batch, 1.0, 0.2, config)[1]["value_loss"] for config in configs]
     np.testing.assert_allclose(losses, [0.32, 0.0], rtol=1e-5)
 
