@@ -24,6 +24,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "linear_q": {"num_steps": 8, "total_timesteps": 48, "num_tilings": 2, "num_tiles": 4},
     "value_iteration": {"env": "mdp/frozen_lake_4x4", "max_sweeps": 6},
     "pqn": {**_PARALLEL, "hidden_sizes": (8,)},
+    "actor_critic": {"num_envs": 2, "num_steps": 8, "total_timesteps": 96, **_SMALL_TOWERS},
     "a2c": {"num_envs": 2, "num_steps": 8, "n_step": 4, "total_timesteps": 96, **_SMALL_TOWERS},
     "ppo": {**_PARALLEL, **_SMALL_TOWERS},
     "dqn": {

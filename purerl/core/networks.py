@@ -36,19 +36,22 @@ def make(
     hidden_sizes: tuple[int, ...],
     activation: str,
     *,
+    action_size: int = 0,
     head_scale: float = 1.0,
     layer_norm: bool = False,
 ) -> "Network":
     """The network that a Config describes, or the user's own in its place.
 
     own: None; a flax module, from encoded observations `[*batch, ...]` to `[*batch, num_outputs]`; or a function of
-    num_outputs that gives one.
+    num_outputs that gives one. action_size: D, where the network reads an action `[*batch, D]` beside the observation;
+    the module then gets both as one vector, the observation flattened and the action behind it.
     Raises TypeError where such a function gives no flax module, and ValueError where the user's module gives another
     shape, with one batch axis, with two, or without any.
     """
     if own is None:
-        rank = 1 if isinstance(obs_space, Discrete) else len(obs_space.shape)
-        return Network(obs_space, Layers(hidden_sizes, activation, num_outputs, rank, head_scale, layer_norm))
+        rank = 1 if isinstance(obs_space, Discrete) or action_size else len(obs_space.shape)
+        layers = Layers(hidden_sizes, activation, num_outputs, rank, head_scale, layer_norm)
+        return Network(obs_space, layers, action_size)
     try:
         body = own if isinstance(own, nn.Module) else _made(own, num_outputs)
     except TypeError as error:
@@ -57,7 +60,7 @@ def make(
         ) from error
     if not isinstance(body, nn.Module):
         raise TypeError(f"{own!r} must give a flax module for {num_outputs} outputs, but gives {body!r}.")
-    network = Network(obs_space, body)
+    network = Network(obs_space, body, action_size)
     _check_outputs(network, num_outputs)
     return network
 
@@ -70,25 +73,34 @@ def _made(factory: Any, num_outputs: int) -> Any:
 
 def _check_outputs(network: "Network", num_outputs: int) -> None:
     """Traces shapes alone."""
-    space, key, own = network.obs_space, jax.eval_shape(lambda: jax.random.key(0)), type(network.body).__name__
+    key, own = jax.eval_shape(lambda: jax.random.key(0)), type(network.body).__name__
     for batch in ((), (2,), (2, 3)):
-        obs = jax.ShapeDtypeStruct((*batch, *space.shape), space.dtype)
-        variables = jax.eval_shape(network.init, key, obs)
+        inputs = jax.eval_shape(lambda: _inputs(network, batch))  # noqa: B023 - called at once
+        read = dict(zip(("observations", "actions"), inputs, strict=False))
+        variables = jax.eval_shape(network.init, key, *inputs)
         if others := sorted(set(variables) - {"params"}):
             raise ValueError(
                 f"A network of your own, {own}, must hold parameters alone, but holds {', '.join(others)} too, which "
                 "no training would update."
             )
         try:
-            output = jax.eval_shape(network.apply, variables, obs)
+            output = jax.eval_shape(network.apply, variables, *inputs)
         except flax.errors.FlaxError as error:
-            raise ValueError(f"A network of your own, {own}, cannot be run on observations alone: {error}") from error
+            raise ValueError(
+                f"A network of your own, {own}, cannot be run on {' and '.join(read)} alone: {error}"
+            ) from error
         if getattr(output, "shape", None) != (*batch, num_outputs):
             got = list(output.shape) if hasattr(output, "shape") else repr(output)
+            given = " and ".join(f"{name} {list(x.shape)}" for name, x in read.items())
             raise ValueError(
-                f"A network of your own, {own}, must give {[*batch, num_outputs]} for observations {list(obs.shape)}, "
-                f"but gives {got}."
+                f"A network of your own, {own}, must give {[*batch, num_outputs]} for {given}, but gives {got}."
             )
+
+
+def _inputs(network: "Network", batch: tuple[int, ...]) -> list[Array]:
+    """An observation `[*batch, ...]`, and the action `[*batch, D]` where the network reads one: zeros."""
+    obs = jnp.zeros((*batch, *network.obs_space.shape), network.obs_space.dtype)
+    return [obs, jnp.zeros((*batch, network.action_size))] if network.action_size else [obs]
 
 
 def init(key: PRNGKey, *networks: "Network") -> tuple[Any, ...]:
@@ -100,8 +112,8 @@ def init(key: PRNGKey, *networks: "Network") -> tuple[Any, ...]:
     plain = [isinstance(network.body, Layers) for network in networks]
     params = []
     for i, network in enumerate(networks):
-        obs = jnp.zeros((1, *network.obs_space.shape), network.obs_space.dtype)
-        params.append(network.init(key if plain[i] else jax.random.fold_in(key, i), obs))
+        network_key = key if plain[i] else jax.random.fold_in(key, i)
+        params.append(network.init(network_key, *_inputs(network, (1,))))
     undrawn = [x for x, is_plain in zip(params, plain, strict=True) if is_plain]
     drawn = iter(orthogonal(key, undrawn) if undrawn else ())
     return tuple(next(drawn) if is_plain else x for x, is_plain in zip(params, plain, strict=True))
@@ -140,13 +152,20 @@ def encode(obs: Array, space: Space) -> Float[Array, "*batch_and_features"]:
 
 
 class Network(nn.Module):
-    """A body that reads observations of obs_space, encoded: `[*batch, ...]` to `[*batch, num_outputs]`."""
+    """A body that reads observations of obs_space, encoded: `[*batch, ...]` to `[*batch, num_outputs]`.
+
+    action_size: 0, or how many numbers an action has that the body reads behind the flattened observation.
+    """
 
     obs_space: Space
     body: nn.Module
+    action_size: int = 0
 
-    def __call__(self, obs: Array) -> Float[Array, "*batch out"]:
-        return self.body(encode(obs, self.obs_space))
+    def __call__(self, obs: Array, action: Float[Array, "*batch D"] | None = None) -> Float[Array, "*batch out"]:
+        x = encode(obs, self.obs_space)
+        if action is not None:
+            x = jnp.concatenate([x.reshape(*action.shape[:-1], -1), action], axis=-1)
+        return self.body(x)
 
 
 class Layers(nn.Module):

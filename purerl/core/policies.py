@@ -27,7 +27,7 @@ class Actor(NamedTuple):
 
 
 class Params(NamedTuple):
-    """Parameters of pi and of V."""
+    """Parameters of pi and of its critic, which gives V or Q."""
 
     actor: Actor
     critic: Any
@@ -49,11 +49,11 @@ def critic_network(config: Any) -> networks.Network:
     )
 
 
-def init(key: PRNGKey, config: Any) -> Params:
-    """Fresh networks, and standard deviations of 1."""
+def init(key: PRNGKey, config: Any, critic: networks.Network | None = None) -> Params:
+    """Fresh networks, and standard deviations of 1. critic: in the place of V's network."""
     env = envs.bind(config)
-    weights, critic = networks.init(key, actor_network(config), critic_network(config))
-    return Params(Actor(weights, jnp.zeros(env.action_size) if env.continuous else None), critic)
+    weights, critic_weights = networks.init(key, actor_network(config), critic or critic_network(config))
+    return Params(Actor(weights, jnp.zeros(env.action_size) if env.continuous else None), critic_weights)
 
 
 def init_stats(config: Any) -> normalize.RunningStats | None:

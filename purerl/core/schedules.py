@@ -19,9 +19,9 @@ def epsilon(progress: Scalar, config: Any) -> Array:
     return linear(config.epsilon_start, config.epsilon_end, fraction)
 
 
-def learning_rate(progress: Scalar, config: Any) -> Scalar:
-    """learning_rate, which with anneal_learning_rate falls linearly to 0."""
-    return config.learning_rate * (1 - progress) if config.anneal_learning_rate else config.learning_rate
+def learning_rate(progress: Scalar, config: Any, field: str = "learning_rate") -> Scalar:
+    """A learning rate of the Config, which with anneal_learning_rate falls linearly to 0."""
+    return getattr(config, field) * (1 - progress) if config.anneal_learning_rate else getattr(config, field)
 
 
 def follow_kl(learning_rate: Scalar, kl: Array, target_kl: Scalar) -> Array:
