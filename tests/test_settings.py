@@ -139,7 +139,7 @@ def test_a_file_that_cannot_be_read_is_one_sentence(tmp_path: Path) -> None:
 def test_a_bar_is_one_that_can_be_missed() -> None:
     """No bar is above the optimum, nor so far below it that a poor policy reaches it."""
     most = {"CartPole-v1": 500, "Catch-bsuite": 1, "mdp/cliff_walking": -13, "DeepSea-bsuite": 0.99}
-    least = {"CartPole-v1": 475, "Catch-bsuite": 1, "mdp/cliff_walking": -17, "DeepSea-bsuite": 0.9}
+    least = {"CartPole-v1": 475, "Catch-bsuite": 0.95, "mdp/cliff_walking": -17, "DeepSea-bsuite": 0.9}
     for algorithm, env in ENTRIES:
         for _, setting in whole(algorithm, env):
             assert setting.bar is not None and math.isfinite(setting.bar)

@@ -13,7 +13,7 @@ A critic learns Q as SARSA does, from the next step alone, and is right about th
     loss = E[ (Q(s, a) - y)^2 ] / 2,             y a constant                                                  -> loss
 
 Where actions are discrete the network gives Q(s, .) and the action picks; where they are continuous it reads the action
-beside the observation and gives one number.                                                               -> q_value
+beside the observation and gives one number.                                                                -> q_value
 The critic is a bootstrap away from the truth, and what it gets wrong the policy follows; so it must learn faster than
 the policy changes: its step size is the larger one.
 
