@@ -178,6 +178,20 @@ def test_networks_that_cannot_be_trained(own, error, said):
         networks.make(own, Box(-1.0, 1.0, (4,)), 2, (3,), "tanh")
 
 
+def test_networks_that_read_an_action_too():
+    """Both as one vector, the action behind the flattened observation; a module of the wrong shape is told of both."""
+    space = Box(0, 255, (2, 5), jnp.uint8)
+    plain, own = (networks.make(x, space, 3, (4,), "tanh", action_size=2) for x in (None, Own(3)))
+    drawn, given = jax.jit(lambda key: networks.init(key, plain, own))(KEY)
+    assert drawn["params"]["body"]["Dense_0"]["kernel"].shape == (10 + 2, 4)
+    output = own.apply(given, jnp.full((4, 2, 5), 51, jnp.uint8), jnp.ones((4, 2)))
+    np.testing.assert_allclose(output, np.full((4, 3), 0.5 * (10 * 0.2 + 2)), rtol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"must give \[2\] for observations \[2, 5\] and actions \[2\], but gives \[3\]"
+    ):
+        networks.make(Own(3), space, 2, (4,), "tanh", action_size=2)
+
+
 def test_patches_make_a_convolution():
     """A dense layer on the patches is the convolution with the same kernel."""
     key, image_key = jax.random.split(KEY)
