@@ -26,6 +26,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "pqn": {**_PARALLEL, "hidden_sizes": (8,)},
     "actor_critic": {"num_envs": 2, "num_steps": 8, "total_timesteps": 96, **_SMALL_TOWERS},
     "a2c": {"num_envs": 2, "num_steps": 8, "n_step": 4, "total_timesteps": 96, **_SMALL_TOWERS},
+    "trpo": {**_PARALLEL, **_SMALL_TOWERS},
     "ppo": {**_PARALLEL, **_SMALL_TOWERS},
     "dqn": {
         "num_envs": 2,
