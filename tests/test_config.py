@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl import dqn, ppo
+from purerl import dqn, ppo, trpo
 from purerl.envs import Discrete
 from tests.toy_envs import Chain
 
@@ -152,6 +152,29 @@ CASES = {
     "NaN KL target": (ppo, {"target_kl": NAN}, ValueError, "target_kl must be a finite number .*nan"),
     "list of KL targets": (ppo, {"target_kl": [0.01, 0.03]}, TypeError, "target_kl must be a number.*jnp.array"),
     "negative KL penalty": (ppo, {"kl_coef": -1.0}, ValueError, "kl_coef must be .*\\[0, inf\\], but is -1.0"),
+    "no trust region": (trpo, {"delta": 0}, ValueError, "trpo.Config.delta must be .*greater than 0, but is 0"),
+    "negative trust region": (trpo, {"delta": -0.01}, ValueError, "delta must be .*greater than 0, but is -0.01"),
+    "zero conjugate gradient steps": (
+        trpo,
+        {"cg_steps": 0},
+        ValueError,
+        "trpo.Config.cg_steps must be at least 1, but is 0",
+    ),
+    "zero backtracks": (trpo, {"max_backtracks": 0}, ValueError, "max_backtracks must be at least 1, but is 0"),
+    "negative damping": (trpo, {"damping": -1.0}, ValueError, "damping must be .*\\[0, inf\\], but is -1"),
+    "steps that grow": (trpo, {"backtrack_coef": 1.1}, ValueError, "backtrack_coef must be .*\\[0, 1\\], but is 1.1"),
+    "TRPO's minibatches do not divide the batch": (
+        trpo,
+        {"num_envs": 2, "num_steps": 16, "num_minibatches": 3},
+        ValueError,
+        "num_minibatches = 3 must divide num_envs \\* num_steps = 32",
+    ),
+    "TRPO ends before one update": (
+        trpo,
+        {"num_envs": 2, "num_steps": 16, "total_timesteps": 31},
+        ValueError,
+        "total_timesteps = 31 is less than the 32 env steps",
+    ),
     "unknown field": (ppo, {"lr": 1e-3}, TypeError, "unexpected keyword argument 'lr'"),
 }
 
@@ -163,7 +186,7 @@ def nothing_is_traced(monkeypatch):
     def init(*_):
         pytest.fail("train was traced")
 
-    for algorithm in (ppo, dqn):
+    for algorithm in (ppo, dqn, trpo):
         monkeypatch.setattr(algorithm, "init", init)
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl import dqn, linear_q, ppo, pqn
+from purerl import dqn, linear_q, ppo, pqn, trpo
 from purerl.envs import Box, Discrete
 
 CHOICE, DELAY, ARRIVAL, ENDLESS = range(4)
@@ -67,6 +67,22 @@ def test_ppo(normalize_obs: bool) -> None:
     obs = ppo.observe(OBS, state.obs_stats, config)
     np.testing.assert_allclose(ppo.critic(state.params.critic, obs, config), VALUES, atol=0.1)
     assert ppo.policy(state, config)(jax.random.key(0), OBS[CHOICE]) == 1
+
+
+def test_trpo() -> None:
+    config = trpo.Config(
+        env=PROBE,
+        total_timesteps=30_000,
+        num_envs=16,
+        num_steps=16,
+        actor_hidden_sizes=(32,),
+        critic_hidden_sizes=(32,),
+        gamma=0.5,
+        learning_rate=3e-3,
+    )
+    state, _ = trpo.train(jax.random.key(0), config)
+    np.testing.assert_allclose(trpo.critic(state.params.critic, OBS, config), VALUES, atol=0.1)
+    assert trpo.policy(state, config)(jax.random.key(0), OBS[CHOICE]) == 1
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,8 @@ ANNEALED = {
     "anneal_clip_eps": True,
 }
 ONE_GRADIENT_STEP = {"num_steps": 1, "n_step": 1, "num_epochs": 1, "num_minibatches": 1, "iterations_per_update": 1}
+# What the learning rate moves, where it does not move every parameter.
+MOVED = {"trpo": lambda params: params.critic}
 PROGRESS = (0.0, 0.25, 0.5, 0.75)  # of four updates, the last one included
 
 
@@ -70,7 +72,7 @@ def algorithms_with(field: str) -> list[str]:
 
 
 class Seen(NamedTuple):
-    """One update at some progress. epsilon: each that actions were drawn with. change: of every parameter."""
+    """One update at some progress. epsilon: each that actions were drawn with. change: of what learning_rate moves."""
 
     epsilon: list[float]
     metrics: dict[str, jax.Array]
@@ -86,6 +88,7 @@ def updates(request: pytest.FixtureRequest) -> dict[float, Seen]:
     Whatever epsilon is, the action is 0, so that it shows nowhere but in what is recorded.
     """
     algorithm, used = getattr(purerl, request.param), []
+    moved = MOVED.get(request.param, lambda params: params)
 
     def record(key: Any, q: jax.Array, epsilon: Any) -> jax.Array:
         jax.debug.callback(lambda value: used.append(float(value)), epsilon, ordered=True)
@@ -105,7 +108,7 @@ def updates(request: pytest.FixtureRequest) -> dict[float, Seen]:
             used.clear()
             state, metrics = update(start._replace(updates=jnp.int32(4 * progress)))
             jax.effects_barrier()
-            before, after = (np.concatenate([x.ravel() for x in tiny.arrays(s.params)]) for s in (start, state))
+            before, after = (np.concatenate([x.ravel() for x in tiny.arrays(moved(s.params))]) for s in (start, state))
             seen[progress] = Seen(list(used), metrics, after - before)
     return seen
 

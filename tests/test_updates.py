@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import purerl
-from purerl import dqn, envs, linear_q, mdp, ppo, pqn, q_learning, sarsa, td, value_iteration
+from purerl import dqn, envs, linear_q, mdp, ppo, pqn, q_learning, sarsa, td, trpo, value_iteration
 from purerl.core import rollout
 from purerl.core.types import Transition
 from tests import tiny
@@ -452,7 +452,7 @@ def test_an_update_goes_on_where_the_last_one_stopped(name: str) -> None:
         assert counts and all(count == 2 * gradient_steps for count in counts)
 
 
-@pytest.mark.parametrize("algorithm", [ppo, pqn], ids=["ppo", "pqn"])
+@pytest.mark.parametrize("algorithm", [trpo, ppo, pqn], ids=["trpo", "ppo", "pqn"])
 def test_every_step_is_learned_from_once_an_epoch(algorithm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two epochs of two minibatches, each with the parameters of its time.
 
