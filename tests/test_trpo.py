@@ -22,11 +22,18 @@ NETWORK = {"actor_hidden_sizes": (4,), "critic_hidden_sizes": (4,)}
 
 
 class Case(NamedTuple):
-    """A policy of parameters `[P]` in eight states, its parameters, and its Fisher matrix in numpy."""
+    """A policy of parameters `[P]` in eight states, its parameters, and its Fisher matrix in numpy.
 
+    score: d log pi(a|s) / d parameters `[8, A, P]`, of a policy over three actions.
+    """
+
+    config: Any
+    obs: jax.Array
+    unravel: Any
     pi: Any
     actor: jax.Array
     fisher: np.ndarray
+    score: np.ndarray | None
 
 
 @functools.cache
@@ -46,21 +53,21 @@ def case(kind: str) -> Case:
     def pi(flat: jax.Array) -> Any:
         return trpo.distribution(unravel(flat), obs, config)
 
-    def fisher() -> jax.Array:
+    def fisher() -> tuple[jax.Array, jax.Array | None]:
         if kind == "logits":
             score = jax.jacobian(lambda flat: jax.nn.log_softmax(pi(flat).logits))(flat)
-            return jnp.einsum("sa,sap,saq->pq", jax.nn.softmax(pi(flat).logits), score, score) / 8
+            return jnp.einsum("sa,sap,saq->pq", jax.nn.softmax(pi(flat).logits), score, score) / 8, score
         slope = jax.jacobian(lambda x: pi(x).mean / jnp.exp(pi(flat).log_std))(flat)
         of_log_std = ravel_pytree(jax.tree.map(jnp.zeros_like, actor)._replace(log_std=jnp.full(2, 2.0)))[0]
-        return jnp.einsum("sdp,sdq->pq", slope, slope) / 8 + jnp.diag(of_log_std)
+        return jnp.einsum("sdp,sdq->pq", slope, slope) / 8 + jnp.diag(of_log_std), None
 
-    return Case(pi, flat, np.asarray(jax.jit(fisher)()))
+    return Case(config, obs, unravel, pi, flat, *jax.device_get(jax.jit(fisher)()))
 
 
 @pytest.mark.parametrize("kind", ["logits", "means"])
 def test_fisher_vector_product_is_that_of_the_dense_matrix(kind: str) -> None:
     """Of every unit vector, with and without damping."""
-    pi, actor, fisher = case(kind)
+    _, _, _, pi, actor, fisher, _ = case(kind)
     identity = np.eye(len(actor), dtype=np.float32)
 
     @jax.jit
@@ -75,7 +82,7 @@ def test_fisher_vector_product_is_that_of_the_dense_matrix(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["logits", "means"])
 def test_conjugate_gradient_solves_for_the_step(kind: str) -> None:
     """(F + damping) x = g to 1e-4 of x's size, of one random g, on the products themselves."""
-    pi, actor, fisher = case(kind)
+    _, _, _, pi, actor, fisher, _ = case(kind)
     g = np.random.default_rng(0).normal(size=len(actor)).astype(np.float32)
 
     def solve(g: jax.Array) -> jax.Array:
@@ -83,6 +90,22 @@ def test_conjugate_gradient_solves_for_the_step(kind: str) -> None:
 
     exact = np.linalg.solve(fisher.astype(np.float64) + 0.1 * np.eye(len(actor)), g)
     assert np.abs(jax.jit(solve)(g) - exact).max() < 1e-4 * np.abs(exact).max()
+
+
+def test_step_is_that_of_the_dense_matrix() -> None:
+    """The natural gradient, as far as delta reaches: a step so small that the quadratic holds and nothing shrinks."""
+    config, obs, unravel, _, actor, fisher, score = case("logits")
+    rng = np.random.default_rng(0)
+    action, advantage = rng.integers(0, 3, 8), rng.normal(size=8)
+    g = (score[np.arange(8), action] * advantage[:, None]).mean(0)
+    damped = fisher.astype(np.float64) + 0.1 * np.eye(len(actor))
+    x = np.linalg.solve(damped, g)
+    config = config.replace(damping=0.1, delta=1e-4, cg_steps=2 * len(actor))
+    batch = trpo.Batch(obs, jnp.asarray(action), jnp.asarray(advantage, jnp.float32), jnp.zeros(8))
+    new, metrics = jax.jit(lambda actor: trpo.policy_step(unravel(actor), batch, config))(actor)
+    assert metrics["accepted"] == 1 and metrics["backtracks"] == 0
+    expected = np.sqrt(2e-4 / (x @ damped @ x)) * x
+    np.testing.assert_allclose(ravel_pytree(new)[0] - actor, expected, rtol=1e-2, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(
