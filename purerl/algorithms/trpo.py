@@ -5,28 +5,28 @@ same learning rate that crawls in one state of the training throws the policy of
 learner gathers its next data down there. TRPO sets the length in the policy itself. Of all policies near the one that
 gathered the data, it takes the best by what that data says (eq. 14):
 
-    L(theta) = E[ pi_theta(a|s) / pi_old(a|s) A(s, a) ]                                                   -> surrogate
-    maximise L(theta)  subject to  E[ KL(pi_old(.|s) || pi_theta(.|s)) ] <= delta.                      -> improvement
+    L(theta) = E[ pi_theta(a|s) / pi_old(a|s) A(s, a) ]                                             -> surrogate
+    maximise L(theta)  subject to  E[ KL(pi_old(.|s) || pi_theta(.|s)) ] <= delta.                -> improvement
 
 Near pi_old, L grows by g times the step and the KL by half its square in the Fisher matrix F, the KL's Hessian. So
 
-    theta = old + sqrt(2 delta / x.Fx) x,    where x solves F x = g.                                    -> policy_step
+    theta = old + sqrt(2 delta / x.Fx) x,    where x solves F x = g.                              -> policy_step
 
 F is never formed. Conjugate gradient needs only products with it, and since the KL reaches the parameters through the
 policy's statistics phi in each state (logits, or means and log deviations),
 
-    x = sum_k a_k p_k,    where p_i.F p_j = 0 for i != j,                                         -> conjugate_gradient
-    F v = E[ J^T M J v ],    J = dphi / dtheta,    M = d^2 KL / dphi^2                        -> fisher_vector_product
+    x = sum_k a_k p_k,    where p_i.F p_j = 0 for i != j,                                  -> conjugate_gradient
+    F v = E[ J^T M J v ],    J = dphi / dtheta,    M = d^2 KL / dphi^2                  -> fisher_vector_product
 
 which is one pass forward and one back. L and KL are neither linear nor quadratic, so the step shrinks until it keeps
 what it promised: L has grown, and the KL is within delta. If no shrunken step does, the policy stays (appendix C):
 
-    theta = old + backtrack_coef^j sqrt(2 delta / x.Fx) x,    the first such j = 0, 1, 2, ...           -> line_search
+    theta = old + backtrack_coef^j sqrt(2 delta / x.Fx) x,    the first such j = 0, 1, 2, ...     -> line_search
 
 Advantages come from GAE (arXiv:1506.02438, eq. 16), with a critic that Adam fits to what they say of V,
 
-    A_t = delta_t + gamma lambda A_{t+1},    delta_t = r_t + gamma V(s_{t+1}) - V(s_t)                      -> collect
-    E[ (V - V_target)^2 ] / 2,    V_target = A + V(s).                                                         -> loss
+    A_t = delta_t + gamma lambda A_{t+1},    delta_t = r_t + gamma V(s_{t+1}) - V(s_t)                -> collect
+    E[ (V - V_target)^2 ] / 2,    V_target = A + V(s).                                                   -> loss
 
 Departures from the paper:
     advantages of a learned critic stand in for sums of rewards (collect)
