@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 FAMILIES = {
     "tables": ("value_iteration", "td", "q_learning", "sarsa"),
     "value functions": ("linear_q", "dqn", "pqn"),
-    "policy gradients": ("actor_critic", "a2c", "trpo", "ppo"),
+    "policy gradients": ("reinforce", "actor_critic", "a2c", "trpo", "ppo"),
 }
 ALGORITHMS = tuple(name for family in FAMILIES.values() for name in family)
 

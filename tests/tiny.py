@@ -24,6 +24,14 @@ FIELDS: dict[str, dict[str, Any]] = {
     "linear_q": {"num_steps": 8, "total_timesteps": 48, "num_tilings": 2, "num_tiles": 4},
     "value_iteration": {"env": "mdp/frozen_lake_4x4", "max_sweeps": 6},
     "pqn": {**_PARALLEL, "hidden_sizes": (8,)},
+    "reinforce": {
+        "num_envs": 2,
+        "num_steps": 8,
+        "episodes": "bootstrap",
+        "critic_steps": 1,
+        "total_timesteps": 96,
+        **_SMALL_TOWERS,
+    },
     "actor_critic": {"num_envs": 2, "num_steps": 8, "total_timesteps": 96, **_SMALL_TOWERS},
     "a2c": {"num_envs": 2, "num_steps": 8, "n_step": 4, "total_timesteps": 96, **_SMALL_TOWERS},
     "trpo": {**_PARALLEL, **_SMALL_TOWERS},
@@ -42,8 +50,10 @@ FIELDS: dict[str, dict[str, Any]] = {
 }
 # Another value of a static field, where a rule cannot guess one; and the switch under which a field is read at all.
 OTHERS = {"linear_q": {"obs_low": (-2.0, -0.1), "obs_high": (1.0, 0.1)}}
+_LONG = {"num_steps": 500, "total_timesteps": 4000}  # as long as an episode may last
 READ_UNDER = {
     "linear_q": {"fourier_order": {"features": "fourier"}},
+    "reinforce": {"reward_to_go": {"episodes": "complete", **_LONG}, "episodes": _LONG},
     "ppo": {"kl_coef": {"surrogate": "kl"}},
 }
 SEEDS = (0, 1, 2)  # not a multiple of the two devices, so that the runner has to pad

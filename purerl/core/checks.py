@@ -148,6 +148,34 @@ def action_kinds(actions: tuple[type, ...]) -> str:
     return " and ".join({envs.Discrete: "discrete", envs.Box: "continuous"}[kind] for kind in actions)
 
 
+def episodes_fit(config: Any) -> None:
+    """Raises ValueError unless every episode of the env must end within num_steps steps.
+
+    A limit that is traced, or stacked for vmap and not there yet, passes.
+    """
+    env = envs.make(config.env)
+    with jax.ensure_compile_time_eval():
+        default, limit = (
+            envs.max_episode_steps(env, x)
+            for x in (env.default_params, params.complete(env, config.env_params, config.env))
+        )
+    refused = (
+        f"episodes = 'complete' favours short episodes unless the longest fits into num_steps = {config.num_steps}"
+    )
+    if default is None:
+        raise ValueError(
+            f"{refused}, but {config.env} does not say how long its episodes may last: give it a method "
+            "max_episode_steps(params), or use episodes = 'bootstrap'."
+        )
+    if isinstance(limit, jax.core.Tracer) or not isinstance(limit, int | float | np.ndarray | jax.Array):
+        return
+    if (longest := np.max(limit)) > config.num_steps:
+        raise ValueError(
+            f"{refused}, but those of {config.env} may last {longest:g}: raise num_steps, lower "
+            "the env's time limit, or use episodes = 'bootstrap'."
+        )
+
+
 def divides(config: Any, field: str, product: str, value: int) -> None:
     """Raises ValueError unless the static field divides `value`, which is called `product`."""
     if value % (divisor := getattr(config, field)):

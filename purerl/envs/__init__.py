@@ -3,7 +3,8 @@
 `make` turns a name or an object into an `Env`: pure functions of a single environment that know nothing of batches
 and never reset themselves. `bind` gives algorithms N of them side by side.
 
-An environment of your own is any hashable object with these five members (see `Env`):
+An environment of your own is any hashable object with these five members (see `Env`), and a sixth that may be left
+out, the number of steps within which an episode ends, which reinforce asks for:
 
     class Corridor:
         '''Walk right along n cells; the last one pays 1 and ends the episode.'''
@@ -29,13 +30,16 @@ An environment of your own is any hashable object with these five members (see `
 
         def observe(self, position):
             return position.astype(jnp.float32)[None]
+
+        def max_episode_steps(self, params):
+            return 20
 """
 
 from purerl.envs.bound import BoundEnv, EnvState, Tick, bind, with_tables
 from purerl.envs.brax import Brax
 from purerl.envs.gymnax import Gymnax
 from purerl.envs.mdp.model import Tabular
-from purerl.envs.protocol import Env, check
+from purerl.envs.protocol import Env, check, max_episode_steps
 from purerl.envs.spaces import Box, Discrete, Space
 from purerl.envs.suites import make, names, suite_of
 
@@ -53,6 +57,7 @@ __all__ = [
     "bind",
     "check",
     "make",
+    "max_episode_steps",
     "names",
     "suite_of",
     "with_tables",

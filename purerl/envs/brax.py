@@ -50,6 +50,9 @@ class Brax:
         terminated = brax_state.done > 0.5
         return brax_state.obs, (brax_state, time + 1), brax_state.reward, terminated, time + 1 >= self.episode_length
 
+    def max_episode_steps(self, params: Any) -> int:
+        return self.episode_length
+
 
 def names() -> list[str]:
     """Every name that `make` knows, each with the default backend. Imports Brax, which takes seconds."""

@@ -54,6 +54,13 @@ class Gymnax:
         truncated = self.env.is_truncated(state, params)
         return self._cast(obs), state, jnp.asarray(reward, jnp.float32), terminated, truncated
 
+    def max_episode_steps(self, params: Any) -> Any:
+        """The clock of gymnax; None where an env replaces its rule, of which nothing is known."""
+        from gymnax.environments.environment import Environment
+
+        replaced = getattr(type(self.env), "is_truncated", None) is not Environment.is_truncated
+        return None if replaced else params.max_steps_in_episode
+
     def _cast(self, obs: Array) -> Array:
         if self.binary_obs:
             return obs.astype(jnp.bool_)

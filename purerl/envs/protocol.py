@@ -12,7 +12,10 @@ from purerl.envs.spaces import Box, Discrete, Space
 
 @runtime_checkable
 class Env(Protocol):
-    """A single environment as pure functions. Any hashable object with these members, which never changes, is one."""
+    """A single environment as pure functions. Any hashable object with these members, which never changes, is one.
+
+    It may also have `max_episode_steps(params)`, as in the function of this name.
+    """
 
     default_params: Any
     """A pytree of numbers (physics, limits) that `train` may vmap over."""
@@ -37,6 +40,15 @@ MEMBERS = ("default_params", "observation_space", "action_space", "reset", "step
 def missing(env: Any) -> list[str]:
     """The members that an object lacks to be an `Env`."""
     return [name for name in MEMBERS if not hasattr(env, name)]
+
+
+def max_episode_steps(env: Env, params: Any) -> Any:
+    """The number of steps within which every episode ends, terminated or truncated, whatever is done.
+
+    None where the env does not say. Params with leading axes give as many numbers: the env's function is elementwise.
+    """
+    limit = getattr(env, "max_episode_steps", None)
+    return None if limit is None else limit(params)
 
 
 def check(env: Env) -> None:

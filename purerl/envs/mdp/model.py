@@ -108,6 +108,9 @@ class Tabular:
         reward, terminated = params.reward[position, action, drawn], params.terminal[following]
         return following, (following, time + 1), reward, terminated, time + 1 >= self.time_limit
 
+    def max_episode_steps(self, params: MDP) -> int:
+        return self.time_limit
+
 
 def _draw(key: PRNGKey, probability: Float[Array, " K"]) -> Int[Array, ""]:
     """An index with the given probabilities: the number of partial sums that a uniform number has passed."""
