@@ -1,0 +1,204 @@
+"""Is PPO the best of the policy gradients? Figure 3 of its paper (arXiv:1707.06347), on Brax in place of MuJoCo.
+
+    python -m benchmarks.figure3                                        all seven envs, three seeds of 1M steps
+    python -m benchmarks.figure3 --envs brax/hopper --methods ppo_clip  one env, one method
+    python -m benchmarks.figure3 --report                               nothing trained: results of what is finished
+
+The physics is Brax's `spring` backend. Settings are the paper's where it has any, and the same for all envs: batches
+of 2,048 steps, tanh networks of 64-64, gamma 0.99. Results go to benchmarks/results/figure3 after every run:
+`figure3.png` in the paper's layout, `figure3.csv` with each seed's scores, `figure3.md` with the paper's beside them.
+An interrupted benchmark goes on where it was when called again; runs that other code began are refused, or with --fresh
+trained anew. To see it work in a few minutes, into folders of its own:
+
+    python -m benchmarks.figure3 --envs brax/inverted_pendulum --total-timesteps 20480 --work /tmp/work --out /tmp/out
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+import purerl
+from benchmarks import learning, ppo_paper, provenance
+from benchmarks.ppo_paper import COMMON, Method, Run, Scores
+from purerl.run import plot
+
+# The cheapest first, so that the most is known the soonest.
+ENVS = tuple(
+    f"brax/{name}"
+    for name in (
+        "inverted_pendulum",
+        "inverted_double_pendulum",
+        "reacher",
+        "swimmer",
+        "hopper",
+        "halfcheetah",
+        "walker2d",
+    )
+)
+A2C: dict[str, Any] = COMMON | {
+    "num_steps": 16,
+    "n_step": 16,
+    "gae_lambda": 0.95,
+    "ent_coef": 0.0,
+    "normalize_reward": True,
+}
+METHODS = (
+    Method("A2C", "a2c", A2C),
+    Method("A2C + trust region", "a2c", A2C | {"trust_region": True}),
+    Method("PPO (clip)", "ppo", ppo_paper.PPO),
+    Method(
+        "Vanilla PG, adaptive",
+        "reinforce",
+        COMMON | {"episodes": "bootstrap", "baseline": "value", "adapt_learning_rate": True, "normalize_reward": True},
+    ),
+    Method(
+        "TRPO",
+        "trpo",
+        COMMON
+        | {
+            "delta": 0.01,
+            "damping": 0.1,
+            "cg_steps": 10,
+            "gae_lambda": 0.97,
+            "num_epochs": 10,
+            "num_minibatches": 32,
+            "normalize_reward": True,
+        },
+    ),
+)
+OURS = "PPO (clip)"  # the method whose standing is told
+# Mean of the last tenth of 1M steps, read off the paper's figure.
+PAPER: dict[str, dict[str, float]] = {
+    f"brax/{env}": dict(
+        zip(("A2C", "A2C + trust region", "CEM", OURS, "Vanilla PG, adaptive", "TRPO"), scores, strict=True)
+    )
+    for env, scores in {
+        "inverted_pendulum": (1000, 968, 570, 955, 992, 881),
+        "inverted_double_pendulum": (6411, 6736, 100, 7310, 214, 182),
+        "reacher": (-25, -26.5, -76.7, -7.1, -11.6, -115.9),
+        "swimmer": (28.6, 36.1, 8.1, 106, 60.9, 121),
+        "hopper": (682, 1052, 486, 2130, 2096, 1981),
+        "halfcheetah": (994, 915, -399, 1810, 574, -90),
+        "walker2d": (761, 690, 715, 3072, 1249, 958),
+    }.items()
+}
+
+
+@dataclass
+class Options(ppo_paper.Options):
+    """Trains the policy gradients of the PPO paper's figure 3 on Brax."""
+
+    out: Path = Path("benchmarks/results/figure3")
+    """Where results go."""
+    work: Path = Path("runs/figure3")
+    """Where the runs live, so that an interrupted one can go on."""
+
+
+def main() -> None:
+    options = tyro.cli(Options, prog="python -m benchmarks.figure3", description=__doc__)
+    purerl.use_all_cores()
+    runs = ppo_paper.chosen(METHODS, ENVS, options)
+    learning.prepare([run.folder for run in runs], options.fresh and not options.report)
+    facts = provenance.provenance("benchmarks.figure3", devices=True)
+    for run in [] if options.report else runs:
+        if run.scores() is None:
+            print(f"{run.method.label} on {run.env}", flush=True)
+            run.finish()
+            write(options, facts)
+    print(write(options, facts))
+
+
+def write(options: Options, facts: Mapping[str, str]) -> str:
+    """Writes picture and tables of the runs that are finished, whichever; returns the text of figure3.md."""
+    results = ppo_paper.finished(METHODS, ENVS, options)
+    provenance.write_csv(options.out / "figure3.csv", facts, ppo_paper.score_rows(results, options.seeds))
+    figure = draw(results, options)
+    provenance.save_figure(figure, options.out / "figure3.png", facts)
+    plt.close(figure)
+    text = markdown(results, options)
+    (options.out / "figure3.md").write_text(text)
+    return text
+
+
+def draw(results: Mapping[str, Mapping[str, Scores]], options: Options) -> Figure:
+    """Two rows of panels, one an env; the last place holds the legend. An env without a finished run says so."""
+    columns = (len(results) + 2) // 2
+    figure, grid = plt.subplots(2, columns, figsize=(3.4 * columns, 6), layout="constrained", squeeze=False)
+    colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
+    lines: dict[str, Any] = {}
+    for panel, (env, finished) in zip(grid.flat, results.items(), strict=False):
+        panel.set_title(env.removeprefix("brax/"), fontsize="medium")
+        for method, color in zip(METHODS, colors, strict=False):
+            if method.label in finished:
+                run = Run(method, env, options)
+                panel.set_prop_cycle(color=[color])
+                plot.learning_curve(plot.read_metrics(run.folder), run.config, ax=panel, show_seeds=False)
+                lines.setdefault(method.label, panel.lines[-1])
+        panel.set_ylabel("")
+        if not finished:
+            panel.text(0.5, 0.5, "no run finished", ha="center", transform=panel.transAxes, color="0.4")
+    for panel in grid.flat[len(results) :]:
+        panel.set_axis_off()
+    labels = [method.label for method in METHODS if method.label in lines]
+    grid.flat[-1].legend([lines[label] for label in labels], labels, loc="center", frameon=False)
+    figure.suptitle(f"Return of training episodes, {options.num_seeds} seeds: IQM and 95 % interval", fontsize="medium")
+    return figure
+
+
+def standing(scores: Mapping[str, np.ndarray], method: str) -> tuple[str, str]:
+    """Who is first among the finished methods of an env, and how one does.
+
+    scores: of each finished method, `[num_seeds]`; one with a NaN counts as not finished. Returns the first one's
+    label, or "-" where there is none, and "first", "within its interval of the first", "behind" or "missing".
+    """
+    intervals = {label: ppo_paper.interval(x) for label, x in scores.items() if np.isfinite(x).all()}
+    first = max(intervals, key=lambda label: intervals[label][0], default="-")
+    if method not in intervals:
+        return first, "missing"
+    (best, _, _), (mean, _, high) = intervals[first], intervals[method]
+    return first, "first" if mean == best else "within its interval of the first" if high >= best else "behind"
+
+
+def markdown(results: Mapping[str, Mapping[str, Scores]], options: Options) -> str:
+    labels = [method.label for method in METHODS]
+    lines = [
+        "# Figure 3 of the PPO paper, on Brax",
+        "",
+        f"Mean return of the episodes that ended in the last tenth of {options.total_timesteps:,} env steps, seeds",
+        f"{options.seeds[0]}-{options.seeds[-1]}: IQM [95 % bootstrap interval], which of three seeds are their mean,",
+        "lowest and highest; in round brackets what the paper's figure shows. A dash is a run that is not finished.",
+        "",
+        "The scores themselves cannot be compared with the paper's, which are of MuJoCo's v1 tasks: Brax's spring",
+        "physics is another simulator, with rewards and start states of its own. The order of the methods can.",
+        "",
+        f"| env | {' | '.join(labels)} | first | {OURS} |",
+        f"|{'---|' * (len(labels) + 3)}",
+    ]
+    verdicts: dict[str, list[str]] = {}
+    for env, finished in results.items():
+        scores = {label: x.last_tenth for label, x in finished.items()}
+        paper = PAPER.get(env, {})
+        first, verdict = standing(scores, OURS)
+        verdicts.setdefault(verdict, []).append(env.removeprefix("brax/"))
+        missing = f" (of {len(scores)} of {len(labels)} methods)" if len(scores) < len(labels) else ""
+        cells = [cell(scores.get(label), paper.get(label)) for label in labels]
+        lines.append(f"| {env.removeprefix('brax/')} | {' | '.join(cells)} | {first} | {verdict}{missing} |")
+    lines += ["", f"{OURS}:", ""]
+    lines += [f"- {verdict} on {len(envs)} of {len(results)}: {', '.join(envs)}" for verdict, envs in verdicts.items()]
+    return "\n".join([*lines, *ppo_paper.settings_lines(METHODS)]) + "\n"
+
+
+def cell(scores: np.ndarray | None, paper: float | None) -> str:
+    """Such as "994.1 [981.0, 1000.0] (910)"; a dash where the run is missing."""
+    here = "-" if scores is None else "{:.1f} [{:.1f}, {:.1f}]".format(*ppo_paper.interval(scores))
+    return here if paper is None else f"{here} ({paper:g})"
+
+
+if __name__ == "__main__":
+    main()

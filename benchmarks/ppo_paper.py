@@ -1,0 +1,205 @@
+"""What figure 3 and table 1 of the PPO paper (arXiv:1707.06347) share: settings, resumable runs, and their scores.
+
+A run is one method in one env, all seeds of it in one folder. Its scores are written into the folder once it is
+finished, so that calling a benchmark again neither trains nor evaluates it again.
+"""
+
+import csv
+import importlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks import learning, provenance
+from purerl.run import folder as run_folder
+from purerl.run import plot
+from purerl.run.errors import RunError
+from purerl.run.provenance import source_hash
+
+# The paper's networks, discount and batch of 2,048 steps, here of 16 envs; Brax's observations have no common scale.
+COMMON: dict[str, Any] = {
+    "num_envs": 16,
+    "num_steps": 128,
+    "actor_hidden_sizes": (64, 64),
+    "critic_hidden_sizes": (64, 64),
+    "activation": "tanh",
+    "normalize_obs": True,
+    "gamma": 0.99,
+}
+# Minibatches of 64, ten epochs, Adam at 3e-4, no entropy bonus, and the critic not clipped, as in the paper.
+PPO: dict[str, Any] = COMMON | {
+    "num_epochs": 10,
+    "num_minibatches": 32,
+    "learning_rate": 3e-4,
+    "anneal_learning_rate": False,
+    "gae_lambda": 0.95,
+    "clip_value": False,
+    "ent_coef": 0.0,
+    "normalize_reward": True,
+}
+
+
+class Method(NamedTuple):
+    """fields: of the algorithm's Config, besides env and budget."""
+
+    label: str
+    algorithm: str
+    fields: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The label as options and folders have it, such as "a2c_trust_region"."""
+        return re.sub(r"\W+", "_", self.label).strip("_").lower()
+
+    @property
+    def module(self) -> ModuleType:
+        return importlib.import_module(f"purerl.algorithms.{self.algorithm}")
+
+
+@dataclass
+class Options:
+    """Which runs are trained, and where."""
+
+    envs: tuple[str, ...] = ()
+    """Those to train in, such as brax/hopper; all where none is named."""
+    methods: tuple[str, ...] = ()
+    """Those to train, such as ppo_clip; all where none is named."""
+    first_seed: int = 0
+    """The first seed."""
+    num_seeds: int = 3
+    """Seeds of each run."""
+    total_timesteps: int = 1_000_000
+    """Env steps of each training."""
+    num_episodes: int = 30
+    """Evaluation episodes a seed."""
+    seeds_at_once: int = 1
+    """Seeds that a device runs vmapped."""
+    report: bool = False
+    """Train nothing: write the results of the runs that are finished."""
+    out: Path = Path("benchmarks/results")
+    """Where results go."""
+    work: Path = Path("runs")
+    """Where the runs live, so that an interrupted one can go on."""
+    fresh: bool = False
+    """Discard what is in the run folders instead of going on with it."""
+
+    @property
+    def seeds(self) -> range:
+        return range(self.first_seed, self.first_seed + self.num_seeds)
+
+
+class Scores(NamedTuple):
+    """Of a finished run, `[num_seeds]` each: mean return in the last tenth of training, and of the final policy."""
+
+    last_tenth: np.ndarray
+    greedy: np.ndarray
+
+
+class Run(NamedTuple):
+    """One method in one env."""
+
+    method: Method
+    env: str
+    options: Options
+
+    @property
+    def folder(self) -> Path:
+        return self.options.work / self.method.name / self.env.replace("/", "-")
+
+    @property
+    def config(self) -> Any:
+        return self.method.module.Config(
+            env=self.env, total_timesteps=self.options.total_timesteps, **self.method.fields
+        )
+
+    def scores(self) -> Scores | None:
+        """None where it is not finished by the code that is here now. Exits where it is a run of other settings."""
+        path = self.folder / "scores.csv"
+        if not path.exists() or learning.source_of(self.folder) != source_hash():
+            return None
+        try:
+            run_folder.check_same(self.folder, self.method.module, self.config, list(self.options.seeds))
+        except RunError as error:
+            sys.exit(f"{error} Give --fresh to discard it, or another folder with --work.")
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        if any(row["episodes"] != str(self.options.num_episodes) for row in rows):
+            return None
+        return Scores(*(np.array([float(row[name]) for row in rows]) for name in Scores._fields))
+
+    def finish(self) -> None:
+        """Trains it, or goes on with it, and writes its scores; exits with one sentence where it cannot."""
+        options = self.options
+        run = learning.trained(self.method.module, self.config, options.seeds, self.folder, options.seeds_at_once)
+        scores = Scores(
+            last_tenth(plot.read_metrics(self.folder)), learning.evaluate(run, options.num_episodes).mean(1)
+        )
+        rows = [[seed, options.num_episodes, *values] for seed, *values in zip(run.seeds, *scores, strict=True)]
+        provenance.write_csv(self.folder / "scores.csv", {}, [["seed", "episodes", *Scores._fields], *rows])
+
+
+def last_tenth(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Mean return of the episodes that ended in the last tenth of the env steps, `[num_seeds]`; NaN where none did.
+
+    metrics: `[num_seeds, updates]`, as a run's folder has them. Every episode counts the same.
+    """
+    steps = metrics["env_steps"]
+    late = 10 * (steps[:, -1:] - steps) < steps[:, -1:]
+    episodes = np.where(late, metrics["episodes"], 0.0)
+    total, number = np.where(episodes > 0, episodes * metrics["episode_return"], 0.0).sum(1), episodes.sum(1)
+    return np.divide(total, number, out=np.full(len(total), np.nan), where=number > 0)
+
+
+def chosen(methods: Sequence[Method], envs: Sequence[str], options: Options) -> list[Run]:
+    """The runs to train, env by env; exits with one sentence where a name is none of these."""
+    by_name = {method.name: method for method in methods}
+    for what, named, known in (("env", options.envs, envs), ("method", options.methods, by_name)):
+        if unknown := [name for name in named if name not in known]:
+            sys.exit(f"There is no {what} {', '.join(unknown)} here; there are {', '.join(known)}.")
+    if min(options.num_seeds, options.num_episodes) < 1:
+        sys.exit("--num-seeds and --num-episodes must be at least 1.")
+    picked = [by_name[name] for name in options.methods or by_name]
+    return [Run(method, env, options) for env in options.envs or envs for method in picked]
+
+
+def finished(methods: Sequence[Method], envs: Sequence[str], options: Options) -> dict[str, dict[str, Scores]]:
+    """Scores of the finished runs, by env and the method's label."""
+    found = {env: {method.label: Run(method, env, options).scores() for method in methods} for env in envs}
+    return {env: {label: x for label, x in row.items() if x is not None} for env, row in found.items()}
+
+
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """IQM of `[num_seeds]` and the ends of its 95 % bootstrap interval: of three seeds mean, lowest and highest."""
+    low, high = plot.bootstrap_interval(values)
+    return float(plot.iqm(values)), float(low), float(high)
+
+
+def score_rows(results: Mapping[str, Mapping[str, Scores]], seeds: Sequence[int]) -> list[list[Any]]:
+    """A row for each seed of each finished run."""
+    rows: list[list[Any]] = [["env", "method", "seed", *Scores._fields]]
+    for env, row in results.items():
+        for label, scores in row.items():
+            rows += [
+                [env, label, seed, *(f"{x:.3f}" for x in values)] for seed, *values in zip(seeds, *scores, strict=True)
+            ]
+    return rows
+
+
+def settings_lines(methods: Sequence[Method]) -> list[str]:
+    """Markdown of what each method is trained with: what all have in common, then each one's own fields."""
+    shared = {name: x for name, x in methods[0].fields.items() if all(m.fields.get(name) == x for m in methods)}
+    lines = ["", "## Settings", "", f"All: {_fields(shared)}.", ""]
+    for method in methods:
+        own = {name: x for name, x in method.fields.items() if name not in shared}
+        lines.append(f"- {method.label}: `{method.algorithm}`, {_fields(own)}.")
+    return lines
+
+
+def _fields(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name} = {value!r}`" for name, value in values.items()) or "its defaults"

@@ -1,0 +1,309 @@
+"""Figure 3 and table 1 of the PPO paper on a gymnax env: scores and verdicts by hand, what is missing, resuming."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.image
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from benchmarks import figure3, learning, ppo_paper, table1
+from benchmarks.ppo_paper import Method, Scores
+from purerl import envs, ppo, runner
+from purerl.core.rollout import unroll
+from purerl.run.provenance import source_hash
+
+ENV, OTHER = "MountainCarContinuous-v0", "Pendulum-v1"
+TOWERS = {"actor_hidden_sizes": (8,), "critic_hidden_sizes": (8,), "num_envs": 16, "num_steps": 50}
+METHODS = (
+    Method("PPO (clip)", "ppo", TOWERS | {"num_epochs": 1, "num_minibatches": 1}),
+    Method("A2C", "a2c", TOWERS),
+)
+Call = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("figure3")
+
+
+@pytest.fixture(scope="module")
+def call(home: Path) -> Iterator[Call]:
+    """Runs figure3 on Pendulum alone; returns what it exits with, None where it just ends. 200 steps are an episode."""
+
+    def run(*words: str, work: str = "work", module: Any = figure3) -> Any:
+        arguments = ["--num-seeds=2", "--total-timesteps=6400", "--num-episodes=3", *words]
+        patch.setattr(sys, "argv", ["figure3", *arguments, f"--out={home / 'out'}", f"--work={home / work}"])
+        try:
+            return module.main()
+        except SystemExit as stop:
+            return stop.code
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("purerl.run.runner.use_all_cores", lambda: 2)
+        patch.setattr(figure3, "ENVS", (OTHER, ENV))
+        patch.setattr(figure3, "METHODS", METHODS)
+        yield run
+
+
+@pytest.fixture(scope="module")
+def out(call: Call, home: Path) -> Path:
+    """Results of one finished run of four."""
+    assert call("--envs", OTHER, "--methods", "ppo_clip") is None
+    return home / "out"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(line for line in path.read_text().splitlines() if not line.startswith("#")))
+
+
+def test_last_tenth_by_hand() -> None:
+    """Of 20 updates the last two count: (1 x 10 + 3 x 20) / 4 = 17.5; the second seed's last episode ended before."""
+    episodes, returns = np.zeros((2, 20)), np.full((2, 20), np.nan)
+    episodes[:, 17], returns[:, 17] = 5, -100.0
+    episodes[0, 18:], returns[0, 18:] = (1, 3), (10.0, 20.0)
+    metrics = {"env_steps": np.tile(np.arange(1.0, 21.0) * 7, (2, 1)), "episodes": episodes, "episode_return": returns}
+    np.testing.assert_array_equal(ppo_paper.last_tenth(metrics), [17.5, np.nan])
+
+
+def test_last_tenth_does_not_hide_divergence() -> None:
+    """An episode that ended with NaN makes the score NaN; that others ended with a number does not mend it."""
+    metrics = {"env_steps": np.arange(1.0, 31.0)[None], "episodes": np.ones((1, 30))}
+    returns = np.ones((1, 30))
+    returns[0, 28] = np.nan
+    assert np.isnan(ppo_paper.last_tenth({**metrics, "episode_return": returns})).all()
+    returns[0, 28], returns[0, 26] = 4.0, np.nan  # before the last tenth
+    np.testing.assert_allclose(ppo_paper.last_tenth({**metrics, "episode_return": returns}), [2.0])
+
+
+@pytest.mark.parametrize(
+    "ours, others, verdict",
+    [
+        ([3.0, 4.0, 5.0], [[1.0, 2.0, 4.9]], "first"),
+        ([3.0, 4.0, 5.0], [[4.5, 4.6, 5.5]], "within its interval of the first"),  # 4.87 <= 5
+        ([3.0, 4.0, 5.0], [[4.0, 6.0, 6.0]], "behind"),  # 5.33 > 5, though the intervals overlap
+        ([3.0, 4.0, 5.0], [[np.nan, 9.0, 9.0]], "first"),
+        ([3.0, np.nan, 5.0], [[1.0, 2.0, 3.0]], "missing"),
+    ],
+)
+def test_standing(ours: list[float], others: list[list[float]], verdict: str) -> None:
+    scores = {"ours": np.array(ours)} | {f"{i}": np.array(x) for i, x in enumerate(others)}
+    assert figure3.standing(scores, "ours") == ("ours" if verdict == "first" else "0", verdict)
+
+
+def test_standing_among_few() -> None:
+    assert figure3.standing({"other": np.ones(3)}, "ours") == ("other", "missing")
+    assert figure3.standing({}, "ours") == ("-", "missing")
+
+
+def test_interval_of_three_seeds() -> None:
+    assert ppo_paper.interval(np.array([1.0, 5.0, 3.0])) == (3.0, 1.0, 5.0)
+
+
+def test_the_table_says_who_is_first() -> None:
+    """By hand: PPO's mean is 4 in [3, 5]; A2C's 2, then 4.5; the paper's scores stand beside them."""
+
+    def of(*values: float) -> Scores:
+        return Scores(np.array(values), np.zeros(3))
+
+    results = {
+        "brax/hopper": {"PPO (clip)": of(3, 4, 5), "A2C": of(1, 2, 3)},
+        "brax/reacher": {"PPO (clip)": of(3, 4, 5), "A2C": of(4, 4.5, 5)},
+        "brax/swimmer": {"A2C": of(1, 2, 3)},
+    }
+    text = figure3.markdown(results, figure3.Options())
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert "| 2.0 [1.0, 3.0] (682) | - (1052) | 4.0 [3.0, 5.0] (2130) |" in lines["hopper"]
+    assert lines["hopper"].endswith("| PPO (clip) | first (of 2 of 5 methods) |")
+    assert lines["reacher"].endswith("| A2C | within its interval of the first (of 2 of 5 methods) |")
+    assert lines["swimmer"].endswith("| A2C | missing (of 1 of 5 methods) |")
+    assert "- first on 1 of 3: hopper" in text and "- missing on 1 of 3: swimmer" in text
+    assert "- within its interval of the first on 1 of 3: reacher" in text
+
+
+def test_methods_and_envs_are_those_of_the_paper() -> None:
+    """Every method has a number of the paper's beside it in each env, and a name of its own for its folders."""
+    assert [env for env in figure3.ENVS if len(figure3.PAPER[env]) != 6] == []
+    assert set(figure3.ENVS) == set(figure3.PAPER) and set(table1.ENVS) < set(figure3.ENVS)
+    for methods in (figure3.METHODS, [method for method, _ in table1.TABLE]):
+        names = [method.name for method in methods]
+        assert len(set(names)) == len(names) and all(name.replace("_", "").isalnum() for name in names)
+    labels = {method.label for method in figure3.METHODS}
+    assert figure3.OURS in labels and labels <= set(figure3.PAPER["brax/hopper"])
+
+
+@pytest.mark.parametrize("method", [*figure3.METHODS, *(method for method, _ in table1.TABLE)], ids=lambda m: m.name)
+def test_settings_are_configs(method: Method) -> None:
+    """Each trains for a million steps less than one update, and batches of at most 2,048 steps."""
+    config = method.module.Config(env=OTHER, total_timesteps=1_000_000, **method.fields)
+    assert config.env_steps(1) <= 2048 and config.env_steps(config.num_updates) > 1_000_000 - 2048
+
+
+def test_what_is_missing_is_shown_as_missing(out: Path) -> None:
+    """One run of four is finished: its panel has a line, the other env says that it has none, dashes in the table."""
+    written = rows(out / "figure3.csv")
+    assert [(row["env"], row["method"], row["seed"]) for row in written] == [(OTHER, "PPO (clip)", x) for x in "01"]
+    text = (out / "figure3.md").read_text()
+    assert f"| {OTHER} | " in text and f"| {ENV} | - | - | - | missing (of 0 of 2 methods) |" in text
+    assert "| PPO (clip) | first (of 1 of 2 methods) |" in text
+    assert matplotlib.image.imread(out / "figure3.png").std() > 0
+
+
+def test_scores_are_those_of_the_run(out: Path, home: Path) -> None:
+    """In the last of 8 updates 16 episodes of a seed end; the policy's own greedy evaluation stands beside them."""
+    folder = home / "work" / "ppo_clip" / OTHER
+    with (folder / "metrics.csv").open(newline="") as file:
+        last = [row for row in csv.DictReader(file) if row["update"] == "8"]
+    written = rows(out / "figure3.csv")
+    for row, metrics in zip(written, last, strict=True):
+        assert metrics["episodes"] == "16"
+        assert float(row["last_tenth"]) == pytest.approx(float(metrics["episode_return"]), abs=1e-3)
+    run = runner.load(folder)
+    greedy = learning.evaluate(run, 3).mean(1)
+    np.testing.assert_allclose([float(row["greedy"]) for row in written], greedy, atol=1e-3)
+
+
+def test_the_picture_has_a_panel_an_env(out: Path, home: Path) -> None:
+    options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, work=home / "work")
+    figure = figure3.draw(ppo_paper.finished(METHODS, (OTHER, ENV), options), options)
+    first, second, *_, last = figure.axes
+    assert (first.get_title(), second.get_title()) == (OTHER, ENV)
+    assert len(first.lines) == 1 and not second.lines and second.texts[0].get_text() == "no run finished"
+    legend = last.get_legend()
+    assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["PPO (clip)"]
+    plt.close(figure)
+
+
+def test_a_finished_run_is_not_trained_again(
+    call: Call, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Nor is anything with --report, which writes what is there."""
+
+    def forbidden(*_: Any, **__: Any) -> Any:
+        raise AssertionError("trained")
+
+    before = rows(out / "figure3.csv")
+    monkeypatch.setattr(learning, "trained", forbidden)
+    assert call("--envs", OTHER, "--methods", "ppo_clip") is None and call("--report") is None
+    assert rows(out / "figure3.csv") == before and "| PPO (clip) | first" in capsys.readouterr().out
+    with pytest.raises(AssertionError, match="trained"):
+        call()
+
+
+def test_an_interrupted_run_goes_on(call: Call, out: Path, home: Path, capsys: pytest.CaptureFixture) -> None:
+    """Without its scores it is not finished: it goes on from its checkpoint, and comes to the same."""
+    scores = home / "work" / "ppo_clip" / OTHER / "scores.csv"
+    before = scores.read_bytes()
+    scores.unlink()
+    assert call("--envs", OTHER, "--methods", "ppo_clip") is None
+    assert "Going on from update 8 of 8" in capsys.readouterr().out and scores.read_bytes() == before
+
+
+def test_another_number_of_episodes_is_evaluated_anew(call: Call, out: Path, home: Path) -> None:
+    assert call("--envs", OTHER, "--methods", "ppo_clip", "--num-episodes=2", work="work") is None
+    assert {row["episodes"] for row in rows(home / "work" / "ppo_clip" / OTHER / "scores.csv")} == {"2"}
+    assert call("--envs", OTHER, "--methods", "ppo_clip") is None
+
+
+def test_runs_of_other_code_or_settings_are_refused(call: Call, out: Path, home: Path) -> None:
+    config = home / "work" / "ppo_clip" / OTHER / "config.json"
+    text = config.read_text()
+    stored = json.loads(text)
+    stored["versions"]["source"] = "0123456789ab"
+    config.write_text(json.dumps(stored))
+    before = rows(out / "figure3.csv")
+    for words in (("--envs", OTHER), ("--report",)):
+        assert "other code" in call(*words) and rows(out / "figure3.csv") == before
+    options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, work=home / "work")
+    assert ppo_paper.Run(METHODS[0], OTHER, options).scores() is None
+    config.write_text(text)
+    assert json.loads(text)["versions"]["source"] == source_hash()
+    message = call("--envs", OTHER, "--methods", "ppo_clip", "--total-timesteps=7200")
+    assert "differs in total_timesteps" in message and "--work" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--envs", "Acrobot-v1"), f"There is no env Acrobot-v1 here; there are {OTHER}, {ENV}."),
+        (("--methods", "sarsa"), "There is no method sarsa here; there are ppo_clip, a2c."),
+        (("--num-episodes=0",), "--num-seeds and --num-episodes must be at least 1."),
+    ],
+)
+def test_what_there_is_not_is_one_sentence(call: Call, words: tuple[str, ...], message: str) -> None:
+    assert call(*words) == message
+
+
+def test_normalisation_by_hand() -> None:
+    """Random -10 becomes 0, the best seed 10 becomes 1; an env that lacks a surrogate does not count."""
+    labels = [method.label for method, _ in table1.TABLE]
+
+    def row(*best: float) -> dict[str, Scores]:
+        return {label: Scores(np.array([-10.0, 0.0]), np.zeros(2)) for label in labels} | {
+            labels[1]: Scores(np.array(best), np.zeros(2))
+        }
+
+    partial = {labels[0]: Scores(np.ones(2), np.zeros(2))}
+    scaled = table1.normalised({"a": row(10.0, 5.0), "b": row(30.0, 30.0), "c": partial}, {"a": -10, "b": -10, "c": 0})
+    assert list(scaled) == ["a", "b"]
+    np.testing.assert_allclose(scaled["a"][labels[0]], [0, 0.5])
+    np.testing.assert_allclose(scaled["a"][labels[1]], [1, 0.75])
+    np.testing.assert_allclose(scaled["b"][labels[0]], [0, 0.25])
+    means = table1.averages(scaled)
+    np.testing.assert_allclose(means[labels[0]], [0, 0.375])
+    np.testing.assert_allclose(means[labels[1]], [1, 0.875])
+    assert table1.averages({}) == {}
+
+
+def test_rank_correlation_is_one_for_the_papers_order() -> None:
+    exact = {method.label: np.array([score, score]) for method, score in table1.TABLE}
+    assert table1.rank_correlation(exact) == pytest.approx(1.0)
+    assert table1.rank_correlation({label: -x for label, x in exact.items()}) == pytest.approx(-1.0)
+
+
+def test_table_of_a_partial_run() -> None:
+    """The raw scores of what is finished, a dash for the rest, and no correlation."""
+    labels = [method.label for method, _ in table1.TABLE]
+    results = {"brax/reacher": {labels[2]: Scores(np.array([-7.0, -9.0]), np.zeros(2))}, "brax/hopper": {}}
+    text = table1.markdown(results, {"brax/reacher": -43.21}, {}, table1.Options())
+    assert f"| {labels[2]} | - | 0.82 | -8.0 | - |" in text and "| random policy | 0 | 0 | -43.2 | - |" in text
+    assert "0 of 2" in text and "Rank correlation" not in text
+    figure = table1.draw({})
+    assert not figure.axes[0].patches
+    plt.close(figure)
+
+
+def test_random_score_is_that_of_uniform_actions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Pendulum about -1,200; the mean of episodes stepped here by hand agrees within four standard errors."""
+    env = envs.bind(ppo.Config(env=OTHER, num_envs=64, num_minibatches=1))
+
+    def act(key: jax.Array, _: jax.Array) -> jax.Array:
+        return jax.random.uniform(key, (64, 1), minval=-1.0, maxval=1.0)
+
+    key = jax.random.key(3)
+    rewards = jax.jit(lambda: unroll(key, env, env.reset(key), act, 200)[1].reward)()
+    returns = np.asarray(rewards).sum(0)
+    error = np.hypot(returns.std() / 8, returns.std() / 10)
+    assert abs(table1.random_score(OTHER) - returns.mean()) < 4 * error
+
+
+def test_table1_by_its_command(call: Call, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two surrogates in one env: the best seed has 1, and picture, table and scores are written."""
+    monkeypatch.setattr(table1, "ENVS", (OTHER,))
+    fields = METHODS[0].fields
+    table = ((METHODS[0], 0.82), (Method("clip 0.1", "ppo", dict(fields) | {"learning_rate": 1e-2}), 0.76))
+    monkeypatch.setattr(table1, "TABLE", table)
+    assert call(work="table1", module=table1) is None
+    text, written = (home / "out" / "table1.md").read_text(), rows(home / "out" / "table1.csv")
+    assert "1 of 1" in text and "Rank correlation" in text
+    assert [row["method"] for row in written] == ["PPO (clip)"] * 2 + ["clip 0.1"] * 2 + ["random policy"]
+    best, zero = max(float(row["last_tenth"]) for row in written[:4]), float(written[4]["last_tenth"])
+    mean = np.mean([(float(row["last_tenth"]) - zero) / (best - zero) for row in written[:2]])
+    assert f"| PPO (clip) | {mean:.2f} [" in text
+    assert matplotlib.image.imread(home / "out" / "table1.png").std() > 0
