@@ -5,10 +5,15 @@
     python -m benchmarks.figure3 --report                               nothing trained: results of what is finished
 
 The physics is Brax's `spring` backend. Settings are the paper's where it has any, and the same for all envs: batches
-of 2,048 steps, tanh networks of 64-64, gamma 0.99. Results go to benchmarks/results/figure3 after every run:
-`figure3.png` in the paper's layout, `figure3.csv` with each seed's scores, `figure3.md` with the paper's beside them.
-An interrupted benchmark goes on where it was when called again; runs that other code began are refused, or with --fresh
-trained anew. To see it work in a few minutes, into folders of its own:
+of 2,048 steps, tanh networks of 64-64, gamma 0.99. A2C, which takes one gradient step a batch, has batches of 256.
+Observations and rewards are normalised by running statistics, since those of Brax have no common scale.
+
+Results go to benchmarks/results/figure3 after every run: `figure3.png` in the paper's layout, `figure3.csv` with each
+seed's scores, in the last tenth of training and of the final greedy policy, and `figure3.md` with the paper's beside
+them. An interrupted benchmark goes on where it was when called again; runs that other code began are refused, or with
+--fresh trained anew. Three seeds do not divide among two cores: two processes, each on one core (`taskset -c 0`), with
+half of the envs and an --out each, take three quarters of the time; --report then puts their runs together.
+To see it work in a few minutes, into folders of its own:
 
     python -m benchmarks.figure3 --envs brax/inverted_pendulum --total-timesteps 20480 --work /tmp/work --out /tmp/out
 """
@@ -45,6 +50,7 @@ A2C: dict[str, Any] = COMMON | {
     "num_steps": 16,
     "n_step": 16,
     "gae_lambda": 0.95,
+    "learning_rate": 1e-3,
     "ent_coef": 0.0,
     "normalize_reward": True,
 }

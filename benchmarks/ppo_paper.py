@@ -77,7 +77,7 @@ class Options:
     total_timesteps: int = 1_000_000
     """Env steps of each training."""
     num_episodes: int = 30
-    """Evaluation episodes a seed."""
+    """Evaluation episodes a seed; 0 evaluates nothing."""
     seeds_at_once: int = 1
     """Seeds that a device runs vmapped."""
     report: bool = False
@@ -95,7 +95,7 @@ class Options:
 
 
 class Scores(NamedTuple):
-    """Of a finished run, `[num_seeds]` each: mean return in the last tenth of training, and of the final policy."""
+    """Of a finished run, `[num_seeds]`: mean return in the last tenth of training, and of the final policy or NaN."""
 
     last_tenth: np.ndarray
     greedy: np.ndarray
@@ -137,9 +137,10 @@ class Run(NamedTuple):
         """Trains it, or goes on with it, and writes its scores; exits with one sentence where it cannot."""
         options = self.options
         run = learning.trained(self.method.module, self.config, options.seeds, self.folder, options.seeds_at_once)
-        scores = Scores(
-            last_tenth(plot.read_metrics(self.folder)), learning.evaluate(run, options.num_episodes).mean(1)
-        )
+        greedy = np.full(len(run.seeds), np.nan)
+        if options.num_episodes:
+            greedy = learning.evaluate(run, options.num_episodes).mean(1)
+        scores = Scores(last_tenth(plot.read_metrics(self.folder)), greedy)
         rows = [[seed, options.num_episodes, *values] for seed, *values in zip(run.seeds, *scores, strict=True)]
         provenance.write_csv(self.folder / "scores.csv", {}, [["seed", "episodes", *Scores._fields], *rows])
 
@@ -162,8 +163,8 @@ def chosen(methods: Sequence[Method], envs: Sequence[str], options: Options) -> 
     for what, named, known in (("env", options.envs, envs), ("method", options.methods, by_name)):
         if unknown := [name for name in named if name not in known]:
             sys.exit(f"There is no {what} {', '.join(unknown)} here; there are {', '.join(known)}.")
-    if min(options.num_seeds, options.num_episodes) < 1:
-        sys.exit("--num-seeds and --num-episodes must be at least 1.")
+    if options.num_seeds < 1 or options.num_episodes < 0:
+        sys.exit("--num-seeds must be at least 1, and --num-episodes not negative.")
     picked = [by_name[name] for name in options.methods or by_name]
     return [Run(method, env, options) for env in options.envs or envs for method in picked]
 

@@ -58,6 +58,8 @@ TABLE = (
 class Options(ppo_paper.Options):
     """Trains PPO with each surrogate of the paper's table 1 on Brax."""
 
+    num_episodes: int = 0
+    """Evaluation episodes a seed; 0 evaluates nothing."""
     out: Path = Path("benchmarks/results/table1")
     """Where results go."""
     work: Path = Path("runs/table1")

@@ -233,7 +233,8 @@ def test_runs_of_other_code_or_settings_are_refused(call: Call, out: Path, home:
     [
         (("--envs", "Acrobot-v1"), f"There is no env Acrobot-v1 here; there are {OTHER}, {ENV}."),
         (("--methods", "sarsa"), "There is no method sarsa here; there are ppo_clip, a2c."),
-        (("--num-episodes=0",), "--num-seeds and --num-episodes must be at least 1."),
+        (("--num-seeds=0",), "--num-seeds must be at least 1, and --num-episodes not negative."),
+        (("--num-episodes=-1",), "--num-seeds must be at least 1, and --num-episodes not negative."),
     ],
 )
 def test_what_there_is_not_is_one_sentence(call: Call, words: tuple[str, ...], message: str) -> None:
@@ -299,8 +300,9 @@ def test_table1_by_its_command(call: Call, home: Path, monkeypatch: pytest.Monke
     fields = METHODS[0].fields
     table = ((METHODS[0], 0.82), (Method("clip 0.1", "ppo", dict(fields) | {"learning_rate": 1e-2}), 0.76))
     monkeypatch.setattr(table1, "TABLE", table)
-    assert call(work="table1", module=table1) is None
+    assert call("--num-episodes=0", work="table1", module=table1) is None
     text, written = (home / "out" / "table1.md").read_text(), rows(home / "out" / "table1.csv")
+    assert {row["greedy"] for row in written[:4]} == {"nan"}
     assert "1 of 1" in text and "Rank correlation" in text
     assert [row["method"] for row in written] == ["PPO (clip)"] * 2 + ["clip 0.1"] * 2 + ["random policy"]
     best, zero = max(float(row["last_tenth"]) for row in written[:4]), float(written[4]["last_tenth"])
