@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,19 +197,33 @@ def test_a_finished_run_is_not_trained_again(
         call()
 
 
-def test_an_interrupted_run_goes_on(call: Call, out: Path, home: Path, capsys: pytest.CaptureFixture) -> None:
-    """Without its scores it is not finished: it goes on from its checkpoint, and comes to the same."""
-    scores = home / "work" / "ppo_clip" / OTHER / "scores.csv"
-    before = scores.read_bytes()
+def test_an_interrupted_run_goes_on(
+    call: Call, out: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Without scores it is not finished: it goes on, comes to the same, and is written before the next, which stops."""
+    scores, before = home / "work" / "ppo_clip" / OTHER / "scores.csv", rows(out / "figure3.csv")
+    exact = scores.read_bytes()
     scores.unlink()
-    assert call("--envs", OTHER, "--methods", "ppo_clip") is None
-    assert "Going on from update 8 of 8" in capsys.readouterr().out and scores.read_bytes() == before
+    (out / "figure3.csv").unlink()
+    trained = learning.trained
+
+    def only_ppo(algorithm: Any, *arguments: Any) -> Any:
+        return trained(algorithm, *arguments) if algorithm is ppo else sys.exit("stopped")
+
+    monkeypatch.setattr(learning, "trained", only_ppo)
+    assert call("--envs", OTHER) == "stopped"
+    assert "Going on from update 8 of 8" in capsys.readouterr().out and scores.read_bytes() == exact
+    assert rows(out / "figure3.csv") == before
 
 
-def test_another_number_of_episodes_is_evaluated_anew(call: Call, out: Path, home: Path) -> None:
-    assert call("--envs", OTHER, "--methods", "ppo_clip", "--num-episodes=2", work="work") is None
-    assert {row["episodes"] for row in rows(home / "work" / "ppo_clip" / OTHER / "scores.csv")} == {"2"}
-    assert call("--envs", OTHER, "--methods", "ppo_clip") is None
+def test_a_report_discards_nothing(call: Call, out: Path, home: Path) -> None:
+    assert call("--report", "--fresh") is None and (home / "work" / "ppo_clip" / OTHER / "scores.csv").exists()
+
+
+def test_another_number_of_episodes_is_evaluated_anew(out: Path, home: Path) -> None:
+    options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, work=home / "work")
+    assert ppo_paper.Run(METHODS[0], OTHER, options).scores() is not None
+    assert ppo_paper.Run(METHODS[0], OTHER, replace(options, num_episodes=2)).scores() is None
 
 
 def test_runs_of_other_code_or_settings_are_refused(call: Call, out: Path, home: Path) -> None:
