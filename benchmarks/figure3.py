@@ -4,9 +4,10 @@
     python -m benchmarks.figure3 --envs brax/hopper --methods ppo_clip  one env, one method
     python -m benchmarks.figure3 --report                               nothing trained: results of what is finished
 
-The physics is Brax's `spring` backend. Settings are the paper's where it has any, and the same for all envs: batches
-of 2,048 steps, tanh networks of 64-64, gamma 0.99. A2C, which takes one gradient step a batch, has batches of 256.
-Observations and rewards are normalised by running statistics, since those of Brax have no common scale.
+The physics is Brax's `spring` backend; of the swimmer it is `generalized`, the only one that it has. Settings are the
+paper's where it has any, and the same for all envs: batches of 2,048 steps, tanh networks of 64-64, gamma 0.99. A2C,
+which takes one gradient step a batch, has batches of 256. Observations and rewards are normalised by running
+statistics, since those of Brax have no common scale.
 
 Results go to benchmarks/results/figure3 after every run: `figure3.png` in the paper's layout, `figure3.csv` with each
 seed's scores, in the last tenth of training and of the final greedy policy, and `figure3.md` with the paper's beside
@@ -33,18 +34,15 @@ from benchmarks import learning, ppo_paper, provenance
 from benchmarks.ppo_paper import COMMON, Method, Run, Scores
 from purerl.run import plot
 
-# The cheapest first, so that the most is known the soonest.
-ENVS = tuple(
-    f"brax/{name}"
-    for name in (
-        "inverted_pendulum",
-        "inverted_double_pendulum",
-        "reacher",
-        "swimmer",
-        "hopper",
-        "halfcheetah",
-        "walker2d",
-    )
+# The cheapest first, so that the most is known the soonest. Brax has no swimmer with springs.
+ENVS = (
+    "brax/inverted_pendulum",
+    "brax/inverted_double_pendulum",
+    "brax/reacher",
+    "brax/hopper",
+    "brax/swimmer/generalized",
+    "brax/halfcheetah",
+    "brax/walker2d",
 )
 A2C: dict[str, Any] = COMMON | {
     "num_steps": 16,
@@ -81,17 +79,15 @@ METHODS = (
 OURS = "PPO (clip)"  # the method whose standing is told
 # Mean of the last tenth of 1M steps, read off the paper's figure.
 PAPER: dict[str, dict[str, float]] = {
-    f"brax/{env}": dict(
-        zip(("A2C", "A2C + trust region", "CEM", OURS, "Vanilla PG, adaptive", "TRPO"), scores, strict=True)
-    )
+    env: dict(zip(("A2C", "A2C + trust region", "CEM", OURS, "Vanilla PG, adaptive", "TRPO"), scores, strict=True))
     for env, scores in {
-        "inverted_pendulum": (1000, 968, 570, 955, 992, 881),
-        "inverted_double_pendulum": (6411, 6736, 100, 7310, 214, 182),
-        "reacher": (-25, -26.5, -76.7, -7.1, -11.6, -115.9),
-        "swimmer": (28.6, 36.1, 8.1, 106, 60.9, 121),
-        "hopper": (682, 1052, 486, 2130, 2096, 1981),
-        "halfcheetah": (994, 915, -399, 1810, 574, -90),
-        "walker2d": (761, 690, 715, 3072, 1249, 958),
+        "brax/inverted_pendulum": (1000, 968, 570, 955, 992, 881),
+        "brax/inverted_double_pendulum": (6411, 6736, 100, 7310, 214, 182),
+        "brax/reacher": (-25, -26.5, -76.7, -7.1, -11.6, -115.9),
+        "brax/swimmer/generalized": (28.6, 36.1, 8.1, 106, 60.9, 121),
+        "brax/hopper": (682, 1052, 486, 2130, 2096, 1981),
+        "brax/halfcheetah": (994, 915, -399, 1810, 574, -90),
+        "brax/walker2d": (761, 690, 715, 3072, 1249, 958),
     }.items()
 }
 
@@ -139,7 +135,7 @@ def draw(results: Mapping[str, Mapping[str, Scores]], options: Options) -> Figur
     colors = plt.rcParams["axes.prop_cycle"].by_key()["color"]
     lines: dict[str, Any] = {}
     for panel, (env, finished) in zip(grid.flat, results.items(), strict=False):
-        panel.set_title(env.removeprefix("brax/"), fontsize="medium")
+        panel.set_title(ppo_paper.title(env), fontsize="medium")
         for method, color in zip(METHODS, colors, strict=False):
             if method.label in finished:
                 run = Run(method, env, options)
@@ -180,8 +176,8 @@ def markdown(results: Mapping[str, Mapping[str, Scores]], options: Options) -> s
         f"{options.seeds[0]}-{options.seeds[-1]}: IQM [95 % bootstrap interval], which of three seeds are their mean,",
         "lowest and highest; in round brackets what the paper's figure shows. A dash is a run that is not finished.",
         "",
-        "The scores themselves cannot be compared with the paper's, which are of MuJoCo's v1 tasks: Brax's spring",
-        "physics is another simulator, with rewards and start states of its own. The order of the methods can.",
+        "The scores themselves cannot be compared with the paper's, which are of MuJoCo's v1 tasks: Brax is",
+        "another simulator, with rewards and start states of its own. The order of the methods can be compared.",
         "",
         f"| env | {' | '.join(labels)} | first | {OURS} |",
         f"|{'---|' * (len(labels) + 3)}",
@@ -191,7 +187,7 @@ def markdown(results: Mapping[str, Mapping[str, Scores]], options: Options) -> s
         scores = {label: x.last_tenth for label, x in finished.items()}
         paper = PAPER.get(env, {})
         first, verdict = standing(scores, OURS)
-        verdicts.setdefault(verdict, []).append(env.removeprefix("brax/"))
+        verdicts.setdefault(verdict, []).append(ppo_paper.title(env))
         missing = f" (of {len(scores)} of {len(labels)} methods)" if len(scores) < len(labels) else ""
         cells = [cell(scores.get(label), paper.get(label)) for label in labels]
         lines.append(f"| {env.removeprefix('brax/')} | {' | '.join(cells)} | {first} | {verdict}{missing} |")

@@ -145,6 +145,11 @@ class Run(NamedTuple):
         provenance.write_csv(self.folder / "scores.csv", {}, [["seed", "episodes", *Scores._fields], *rows])
 
 
+def title(env: str) -> str:
+    """An env's name without its suite and backend."""
+    return env.removeprefix("brax/").partition("/")[0]
+
+
 def last_tenth(metrics: Mapping[str, np.ndarray]) -> np.ndarray:
     """Mean return of the episodes that ended in the last tenth of the env steps, `[num_seeds]`; NaN where none did.
 

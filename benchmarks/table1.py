@@ -30,7 +30,7 @@ from purerl import envs, ppo
 from purerl.core.rollout import episodes
 from purerl.core.types import Array, PRNGKey, memoryless
 
-ENVS = tuple(f"brax/{name}" for name in ("inverted_pendulum", "reacher", "swimmer", "hopper"))
+ENVS = ("brax/inverted_pendulum", "brax/reacher", "brax/hopper", "brax/swimmer/generalized")
 RANDOM_EPISODES = 100
 
 
@@ -161,7 +161,7 @@ def markdown(
     scaled: Mapping[str, Mapping[str, np.ndarray]],
     options: Options,
 ) -> str:
-    names, scores = [env.removeprefix("brax/") for env in results], averages(scaled)
+    names, scores = [ppo_paper.title(env) for env in results], averages(scaled)
     lines = [
         "# Table 1 of the PPO paper, on Brax",
         "",
