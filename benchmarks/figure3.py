@@ -77,6 +77,7 @@ METHODS = (
     ),
 )
 OURS = "PPO (clip)"  # the method whose standing is told
+FIRST, WITHIN, BEHIND, MISSING = VERDICTS = ("first", "within its interval of the first", "behind", "missing")
 # Mean of the last tenth of 1M steps, read off the paper's figure.
 PAPER: dict[str, dict[str, float]] = {
     env: dict(zip(("A2C", "A2C + trust region", "CEM", OURS, "Vanilla PG, adaptive", "TRPO"), scores, strict=True))
@@ -157,14 +158,14 @@ def standing(scores: Mapping[str, np.ndarray], method: str) -> tuple[str, str]:
     """Who is first among the finished methods of an env, and how one does.
 
     scores: of each finished method, `[num_seeds]`; one with a NaN counts as not finished. Returns the first one's
-    label, or "-" where there is none, and "first", "within its interval of the first", "behind" or "missing".
+    label, or "-" where there is none, and one of VERDICTS.
     """
     intervals = {label: ppo_paper.interval(x) for label, x in scores.items() if np.isfinite(x).all()}
     first = max(intervals, key=lambda label: intervals[label][0], default="-")
     if method not in intervals:
-        return first, "missing"
+        return first, MISSING
     (best, _, _), (mean, _, high) = intervals[first], intervals[method]
-    return first, "first" if mean == best else "within its interval of the first" if high >= best else "behind"
+    return first, FIRST if mean == best else WITHIN if high >= best else BEHIND
 
 
 def markdown(results: Mapping[str, Mapping[str, Scores]], options: Options) -> str:
@@ -182,17 +183,19 @@ def markdown(results: Mapping[str, Mapping[str, Scores]], options: Options) -> s
         f"| env | {' | '.join(labels)} | first | {OURS} |",
         f"|{'---|' * (len(labels) + 3)}",
     ]
-    verdicts: dict[str, list[str]] = {}
+    verdicts: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
     for env, finished in results.items():
         scores = {label: x.last_tenth for label, x in finished.items()}
         paper = PAPER.get(env, {})
         first, verdict = standing(scores, OURS)
-        verdicts.setdefault(verdict, []).append(ppo_paper.title(env))
+        verdicts[verdict].append(ppo_paper.title(env))
         missing = f" (of {len(scores)} of {len(labels)} methods)" if len(scores) < len(labels) else ""
         cells = [cell(scores.get(label), paper.get(label)) for label in labels]
-        lines.append(f"| {env.removeprefix('brax/')} | {' | '.join(cells)} | {first} | {verdict}{missing} |")
+        lines.append(f"| {ppo_paper.title(env)} | {' | '.join(cells)} | {first} | {verdict}{missing} |")
     lines += ["", f"{OURS}:", ""]
-    lines += [f"- {verdict} on {len(envs)} of {len(results)}: {', '.join(envs)}" for verdict, envs in verdicts.items()]
+    lines += [
+        f"- {verdict} on {len(envs)} of {len(results)}: {', '.join(envs)}" for verdict, envs in verdicts.items() if envs
+    ]
     return "\n".join([*lines, *ppo_paper.settings_lines(METHODS)]) + "\n"
 
 
