@@ -40,7 +40,7 @@ ENVS = (
     "brax/inverted_double_pendulum",
     "brax/reacher",
     "brax/hopper",
-    "brax/swimmer/generalized",
+    "brax/swimmer",
     "brax/halfcheetah",
     "brax/walker2d",
 )
@@ -85,7 +85,7 @@ PAPER: dict[str, dict[str, float]] = {
         "brax/inverted_pendulum": (1000, 968, 570, 955, 992, 881),
         "brax/inverted_double_pendulum": (6411, 6736, 100, 7310, 214, 182),
         "brax/reacher": (-25, -26.5, -76.7, -7.1, -11.6, -115.9),
-        "brax/swimmer/generalized": (28.6, 36.1, 8.1, 106, 60.9, 121),
+        "brax/swimmer": (28.6, 36.1, 8.1, 106, 60.9, 121),
         "brax/hopper": (682, 1052, 486, 2130, 2096, 1981),
         "brax/halfcheetah": (994, 915, -399, 1810, 574, -90),
         "brax/walker2d": (761, 690, 715, 3072, 1249, 958),

@@ -30,7 +30,7 @@ from purerl import envs, ppo
 from purerl.core.rollout import episodes
 from purerl.core.types import Array, PRNGKey, memoryless
 
-ENVS = ("brax/inverted_pendulum", "brax/reacher", "brax/hopper", "brax/swimmer/generalized")
+ENVS = ("brax/inverted_pendulum", "brax/reacher", "brax/hopper", "brax/swimmer")
 RANDOM_EPISODES = 100
 
 

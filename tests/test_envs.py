@@ -220,6 +220,20 @@ def test_step_scales_actions():
     np.testing.assert_allclose(stepped.obs[0], expected, rtol=1e-6)
 
 
+def test_brax_swimmer_has_no_springs():
+    """Its name alone means the backend that it has, and a step of it can be traced."""
+    env = envs.make("brax/swimmer")
+    key, action = jax.random.key(0), jnp.zeros(env.action_size)
+
+    def step():
+        return env.step(key, env.reset(key, env.default_params)[1], action, env.default_params)
+
+    with jax.numpy_rank_promotion("allow"):  # Brax's own code
+        assert jax.eval_shape(step)[0].shape == (env.observation_size,) == (8,)
+    with pytest.raises(ValueError, match="spring"):
+        envs.make("brax/swimmer/spring")
+
+
 def test_brax():
     """brax/fast accelerates by 0.02 * 0.02 a step: positions 0.0004 * (1, 3, 6), which are also the rewards."""
     import brax.envs

@@ -116,7 +116,7 @@ def test_the_table_says_who_is_first() -> None:
     results = {
         "brax/hopper": {"PPO (clip)": of(3, 4, 5), "A2C": of(1, 2, 3)},
         "brax/reacher": {"PPO (clip)": of(3, 4, 5), "A2C": of(4, 4.5, 5)},
-        "brax/swimmer/generalized": {"A2C": of(1, 2, 3)},
+        "brax/swimmer": {"A2C": of(1, 2, 3)},
     }
     text = figure3.markdown(results, figure3.Options())
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}

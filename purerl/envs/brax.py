@@ -17,6 +17,7 @@ from purerl.envs.spaces import Box, Space
 
 PREFIX = "brax/"
 BACKENDS = ("spring", "positional", "generalized", "mjx")
+OWN_BACKENDS = {"swimmer": "generalized"}  # of the robots that have no springs
 EPISODE_LENGTH = 1000
 
 
@@ -62,7 +63,7 @@ def names() -> list[str]:
 def make(name: str) -> Brax:
     """The environment of one of `names`, which a backend may follow. Raises ValueError for an unknown backend."""
     robot, _, backend = name.removeprefix(PREFIX).partition("/")
-    backend = backend or BACKENDS[0]
+    backend = backend or OWN_BACKENDS.get(robot, BACKENDS[0])
     if backend not in BACKENDS:
         raise ValueError(f"Brax has no physics backend {backend!r}, in {name!r}: use one of {', '.join(BACKENDS)}.")
     with jax.ensure_compile_time_eval():
@@ -106,11 +107,26 @@ def draw(path: Path, env: Brax, params: Any, states: list[Any], returns: np.ndar
 
 
 def _library() -> Any:
-    """brax.envs, without what mujoco prints of GPU packages, and without Brax's advice to move to another engine."""
+    """brax.envs, without what mujoco prints of GPU packages, and without Brax's advice to move to another engine.
+
+    The drag of water, on the swimmer alone, calls `clip` by an argument name that JAX no longer has.
+    """
     warnings.filterwarnings("ignore", "Brax System, piplines and environments", UserWarning)
     with contextlib.redirect_stdout(io.StringIO()):
         import brax.envs
+        import brax.fluid
+    brax.fluid.jp = _Numpy()
     return brax.envs
+
+
+class _Numpy:
+    """jax.numpy, with `clip` as Brax 0.14.2 calls it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jnp, name)
+
+    def clip(self, x: Array, a_min: float) -> Array:
+        return jnp.maximum(x, a_min)
 
 
 def _with_system(env: Any, system: Any) -> Any:
