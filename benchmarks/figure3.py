@@ -44,11 +44,12 @@ ENVS = (
     "brax/halfcheetah",
     "brax/walker2d",
 )
+# Learning rate and batch: a compromise of inverted_pendulum, reacher and hopper, found on seeds 1000 and 1001.
 A2C: dict[str, Any] = COMMON | {
     "num_steps": 16,
     "n_step": 16,
     "gae_lambda": 0.95,
-    "learning_rate": 1e-3,
+    "learning_rate": 2e-3,
     "ent_coef": 0.0,
     "normalize_reward": True,
 }
