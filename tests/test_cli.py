@@ -223,7 +223,7 @@ def test_an_interrupt_while_it_compiles_is_one_line(tmp_path: Path) -> None:
     [
         ("trian ppo", "There is no command 'trian'; did you mean train?"),
         ("train", "Name an algorithm"),
-        ("train pppo", "There is no algorithm named 'pppo'; did you mean ppo?"),
+        ("train pppo", "There is no algorithm named 'pppo'; did you mean ppo"),
         ("train ppo --env CartPol-v1", "did you mean CartPole-v1"),
         ("train dqn --env Pendulum-v1", "dqn acts in discrete action spaces only"),
         ("train ppo --num-envs 0", "num_envs must be at least 1"),
