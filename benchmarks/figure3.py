@@ -11,9 +11,10 @@ statistics, since those of Brax have no common scale.
 
 Results go to benchmarks/results/figure3 after every run: `figure3.png` in the paper's layout, `figure3.csv` with each
 seed's scores, in the last tenth of training and of the final greedy policy, and `figure3.md` with the paper's beside
-them. An interrupted benchmark goes on where it was when called again; runs that other code began are refused, or with
---fresh trained anew. Three seeds do not divide among two cores: two processes, each on one core (`taskset -c 0`), with
-half of the envs and an --out each, take three quarters of the time; --report then puts their runs together.
+them; each run's own in the folder ENV/METHOD, with command, machine and code. An interrupted benchmark goes on where it
+was when called again; runs that other code began are refused, or with --fresh trained anew. Three seeds do not divide
+among two cores: two processes, each on one core (`taskset -c 0`) and with half of the envs, take three quarters of the
+time; --report then puts everything together.
 To see it work in a few minutes, into folders of its own:
 
     python -m benchmarks.figure3 --envs brax/inverted_pendulum --total-timesteps 20480 --work /tmp/work --out /tmp/out
@@ -60,7 +61,15 @@ METHODS = (
     Method(
         "Vanilla PG, adaptive",
         "reinforce",
-        COMMON | {"episodes": "bootstrap", "baseline": "value", "adapt_learning_rate": True, "normalize_reward": True},
+        COMMON
+        | {
+            "episodes": "bootstrap",
+            "baseline": "value",
+            "learning_rate": 1e-3,
+            "adapt_learning_rate": True,
+            "target_kl": 0.002,
+            "normalize_reward": True,
+        },
     ),
     Method(
         "TRPO",
@@ -108,12 +117,13 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m benchmarks.figure3", description=__doc__)
     purerl.use_all_cores()
     runs = ppo_paper.chosen(METHODS, ENVS, options)
-    learning.prepare([run.folder for run in runs], options.fresh and not options.report)
+    if not options.report:
+        learning.prepare([run.folder for run in runs], options.fresh)
     facts = provenance.provenance("benchmarks.figure3", devices=True)
     for run in [] if options.report else runs:
         if run.scores() is None:
             print(f"{run.method.label} on {run.env}", flush=True)
-            run.finish()
+            run.finish(facts)
             write(options, facts)
     print(write(options, facts))
 
@@ -140,9 +150,8 @@ def draw(results: Mapping[str, Mapping[str, Scores]], options: Options) -> Figur
         panel.set_title(ppo_paper.title(env), fontsize="medium")
         for method, color in zip(METHODS, colors, strict=False):
             if method.label in finished:
-                run = Run(method, env, options)
                 panel.set_prop_cycle(color=[color])
-                plot.learning_curve(plot.read_metrics(run.folder), run.config, ax=panel, show_seeds=False)
+                plot.learning_curve(Run(method, env, options).curve(), ax=panel, show_seeds=False)
                 lines.setdefault(method.label, panel.lines[-1])
         panel.set_ylabel("")
         if not finished:

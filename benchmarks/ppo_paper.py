@@ -1,12 +1,14 @@
 """What figure 3 and table 1 of the PPO paper (arXiv:1707.06347) share: settings, resumable runs, and their scores.
 
-A run is one method in one env, all seeds of it in one folder. Its scores are written into the folder once it is
-finished, so that calling a benchmark again neither trains nor evaluates it again.
+A run is one method in one env, all seeds of it together. Once it is finished its results stand in OUT/ENV/METHOD: what
+it was (config.json), its scores, its learning curve. From these alone pictures and tables are made, so that calling a
+benchmark again neither trains nor evaluates again, and what one machine has finished another can add to.
 """
 
 import csv
 import importlib
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,7 +83,7 @@ class Options:
     seeds_at_once: int = 1
     """Seeds that a device runs vmapped."""
     report: bool = False
-    """Train nothing: write the results of the runs that are finished."""
+    """Train nothing: picture and tables of the runs that are finished, whichever code finished them."""
     out: Path = Path("benchmarks/results")
     """Where results go."""
     work: Path = Path("runs")
@@ -113,36 +115,65 @@ class Run(NamedTuple):
         return self.options.work / self.method.name / self.env.replace("/", "-")
 
     @property
+    def results(self) -> Path:
+        """Where what it came to is kept."""
+        return self.options.out / self.env.replace("/", "-") / self.method.name
+
+    @property
     def config(self) -> Any:
         return self.method.module.Config(
             env=self.env, total_timesteps=self.options.total_timesteps, **self.method.fields
         )
 
     def scores(self) -> Scores | None:
-        """None where it is not finished by the code that is here now. Exits where it is a run of other settings."""
-        path = self.folder / "scores.csv"
-        if not path.exists() or learning.source_of(self.folder) != source_hash():
+        """None where it is not finished, or other code finished it, unless all that is wanted is a report.
+
+        Exits where its results are those of other settings.
+        """
+        path = self.results / "scores.csv"
+        if not path.exists() or not (self.options.report or learning.source_of(self.results) == source_hash()):
             return None
         try:
-            run_folder.check_same(self.folder, self.method.module, self.config, list(self.options.seeds))
+            run_folder.check_same(self.results, self.method.module, self.config, list(self.options.seeds))
         except RunError as error:
-            sys.exit(f"{error} Give --fresh to discard it, or another folder with --work.")
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        if any(row["episodes"] != str(self.options.num_episodes) for row in rows):
+            sys.exit(f"{error} Give --out another folder, or discard this one.")
+        rows = read_csv(path)
+        if not self.options.report and any(row["episodes"] != str(self.options.num_episodes) for row in rows):
             return None
         return Scores(*(np.array([float(row[name]) for row in rows]) for name in Scores._fields))
 
-    def finish(self) -> None:
-        """Trains it, or goes on with it, and writes its scores; exits with one sentence where it cannot."""
+    def curve(self) -> dict[str, np.ndarray]:
+        """Training returns in 100 windows, as metrics of each seed that `plot.learning_curve` takes."""
+        rows = read_csv(self.results / "curve.csv")
+        returns = np.array([[float(row[f"seed_{seed}"]) for row in rows] for seed in self.options.seeds])
+        steps = np.array([float(row["env_steps"]) for row in rows])
+        whole = {"env_steps": np.tile(steps, (len(returns), 1)), "episodes": np.ones_like(returns)}
+        return {"episode_return": returns} | whole
+
+    def finish(self, facts: Mapping[str, str]) -> None:
+        """Trains it, or goes on with it, and writes its results; exits with one sentence where it cannot."""
         options = self.options
         run = learning.trained(self.method.module, self.config, options.seeds, self.folder, options.seeds_at_once)
         greedy = np.full(len(run.seeds), np.nan)
         if options.num_episodes:
             greedy = learning.evaluate(run, options.num_episodes).mean(1)
-        scores = Scores(last_tenth(plot.read_metrics(self.folder)), greedy)
+        metrics = plot.read_metrics(self.folder)
+        updates, values = plot.smooth(metrics, "episode_return")
+        steps = [self.config.env_steps(int(update)) for update in updates]
+        curve = [[step, *(f"{x:.3f}" for x in row)] for step, row in zip(steps, values.T, strict=True)]
+        provenance.write_csv(
+            self.results / "curve.csv", facts, [["env_steps", *(f"seed_{seed}" for seed in run.seeds)], *curve]
+        )
+        shutil.copyfile(self.folder / run_folder.CONFIG, self.results / run_folder.CONFIG)
+        scores = Scores(last_tenth(metrics), greedy)
         rows = [[seed, options.num_episodes, *values] for seed, *values in zip(run.seeds, *scores, strict=True)]
-        provenance.write_csv(self.folder / "scores.csv", {}, [["seed", "episodes", *Scores._fields], *rows])
+        provenance.write_csv(self.results / "scores.csv", facts, [["seed", "episodes", *Scores._fields], *rows])
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Rows of a table that `provenance.write_csv` wrote, without the facts."""
+    with path.open(newline="") as file:
+        return list(csv.DictReader(line for line in file if not line.startswith("#")))
 
 
 def title(env: str) -> str:

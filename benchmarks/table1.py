@@ -70,12 +70,13 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m benchmarks.table1", description=__doc__)
     purerl.use_all_cores()
     runs = ppo_paper.chosen([method for method, _ in TABLE], ENVS, options)
-    learning.prepare([run.folder for run in runs], options.fresh and not options.report)
+    if not options.report:
+        learning.prepare([run.folder for run in runs], options.fresh)
     facts = provenance.provenance("benchmarks.table1", devices=True)
     for run in [] if options.report else runs:
         if run.scores() is None:
             print(f"{run.method.label} on {run.env}", flush=True)
-            run.finish()
+            run.finish(facts)
             write(options, facts)
     print(write(options, facts))
 

@@ -172,11 +172,12 @@ def test_scores_are_those_of_the_run(out: Path, home: Path) -> None:
 
 
 def test_the_picture_has_a_panel_an_env(out: Path, home: Path) -> None:
-    options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, work=home / "work")
+    options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, out=home / "out")
     figure = figure3.draw(ppo_paper.finished(METHODS, (OTHER, ENV), options), options)
     first, second, *_, last = figure.axes
     assert (first.get_title(), second.get_title()) == (OTHER, ENV)
     assert len(first.lines) == 1 and not second.lines and second.texts[0].get_text() == "no run finished"
+    assert first.lines[0].get_xdata()[-1] == 6400
     legend = last.get_legend()
     assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["PPO (clip)"]
     plt.close(figure)
@@ -202,8 +203,8 @@ def test_an_interrupted_run_goes_on(
     call: Call, out: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """Without scores it is not finished: it goes on, comes to the same, and is written before the next, which stops."""
-    scores, before = home / "work" / "ppo_clip" / OTHER / "scores.csv", rows(out / "figure3.csv")
-    exact = scores.read_bytes()
+    scores, before = home / "out" / OTHER / "ppo_clip" / "scores.csv", rows(out / "figure3.csv")
+    exact = rows(scores)
     scores.unlink()
     (out / "figure3.csv").unlink()
     trained = learning.trained
@@ -213,35 +214,39 @@ def test_an_interrupted_run_goes_on(
 
     monkeypatch.setattr(learning, "trained", only_ppo)
     assert call("--envs", OTHER) == "stopped"
-    assert "Going on from update 8 of 8" in capsys.readouterr().out and scores.read_bytes() == exact
+    assert "Going on from update 8 of 8" in capsys.readouterr().out and rows(scores) == exact
     assert rows(out / "figure3.csv") == before
 
 
 def test_a_report_discards_nothing(call: Call, out: Path, home: Path) -> None:
-    assert call("--report", "--fresh") is None and (home / "work" / "ppo_clip" / OTHER / "scores.csv").exists()
+    assert call("--report", "--fresh") is None and (home / "out" / OTHER / "ppo_clip" / "scores.csv").exists()
 
 
 def test_another_number_of_episodes_is_evaluated_anew(out: Path, home: Path) -> None:
-    options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, work=home / "work")
+    options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, out=home / "out")
     assert ppo_paper.Run(METHODS[0], OTHER, options).scores() is not None
     assert ppo_paper.Run(METHODS[0], OTHER, replace(options, num_episodes=2)).scores() is None
 
 
 def test_runs_of_other_code_or_settings_are_refused(call: Call, out: Path, home: Path) -> None:
-    config = home / "work" / "ppo_clip" / OTHER / "config.json"
-    text = config.read_text()
+    """But a report shows what other code has finished."""
+    configs = [home / "work" / "ppo_clip" / OTHER / "config.json", out / OTHER / "ppo_clip" / "config.json"]
+    text = configs[0].read_text()
+    assert configs[1].read_text() == text and json.loads(text)["versions"]["source"] == source_hash()
     stored = json.loads(text)
     stored["versions"]["source"] = "0123456789ab"
-    config.write_text(json.dumps(stored))
+    for config in configs:
+        config.write_text(json.dumps(stored))
     before = rows(out / "figure3.csv")
-    for words in (("--envs", OTHER), ("--report",)):
-        assert "other code" in call(*words) and rows(out / "figure3.csv") == before
-    options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, work=home / "work")
+    assert "other code" in call("--envs", OTHER) and rows(out / "figure3.csv") == before
+    options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, out=home / "out")
     assert ppo_paper.Run(METHODS[0], OTHER, options).scores() is None
-    config.write_text(text)
-    assert json.loads(text)["versions"]["source"] == source_hash()
+    (out / "figure3.csv").unlink()
+    assert call("--report") is None and rows(out / "figure3.csv") == before
+    for config in configs:
+        config.write_text(text)
     message = call("--envs", OTHER, "--methods", "ppo_clip", "--total-timesteps=7200")
-    assert "differs in total_timesteps" in message and "--work" in message and "\n" not in message
+    assert "differs in total_timesteps" in message and "--out" in message and "\n" not in message
 
 
 @pytest.mark.parametrize(
