@@ -49,7 +49,7 @@ def machine(*, devices: bool = False) -> str:
 def write_csv(path: Path, facts: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes the facts as comment lines, then the rows, of which the first names the columns; whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.tmp")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two benchmarks at once may write one report
     with partial.open("w", newline="") as file:
         file.writelines(f"# {name}: {fact}\n" for name, fact in facts.items())
         csv.writer(file, lineterminator="\n").writerows(rows)
