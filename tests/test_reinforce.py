@@ -351,15 +351,28 @@ def normalized(obs: Any, stats: Any) -> np.ndarray:
     return np.clip((np.asarray(obs) - np.asarray(stats.mean)) / np.sqrt(np.asarray(stats.var) + 1e-8), -10, 10)
 
 
-@pytest.mark.parametrize("episodes", ["complete", "bootstrap"])
-def test_collect_by_a_loop(episodes: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def episode_steps(done: np.ndarray) -> np.ndarray:
+    """How many steps of its episode went before each, `[T, N]`, of episodes that begin with the rollout."""
+    counts = np.zeros(done.shape, int)
+    for t in range(1, len(done)):
+        counts[t] = np.where(done[t - 1], 0, counts[t - 1] + 1)
+    return counts
+
+
+@pytest.mark.parametrize(
+    "episodes, to_go",
+    [("complete", True), ("bootstrap", True), ("complete", False)],
+    ids=["complete", "bootstrap", "G_0"],
+)
+def test_collect_by_a_loop(episodes: str, to_go: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two rollouts with all that is normalised: rewards over the deviation of their discounted sums, gamma = 1/2.
 
     Complete episodes begin with the rollout, the sums of rewards too, and a time limit is their end. Others go on, and
-    V(final_obs) is added at the time limit and at the rollout's end, but not where terminated.
+    V(final_obs) is added at the time limit and at the rollout's end, but not where terminated. Where the whole return
+    weighs each action, V is fitted to the reward-to-go all the same.
     """
     fields = {"num_steps": 16, "gamma": 0.5, "normalize_obs": True, "normalize_reward": True}
-    config, whole, seen = chained(episodes=episodes, **fields), episodes == "complete", []
+    config, whole, seen = chained(episodes=episodes, reward_to_go=to_go, **fields), episodes == "complete", []
     monkeypatch.setattr(reinforce, "critic", lambda params, obs, config: by_cell(obs))
     unroll = reinforce.unroll
 
@@ -396,7 +409,8 @@ def test_collect_by_a_loop(episodes: str, monkeypatch: pytest.MonkeyPatch) -> No
             target[t] = after
         np.testing.assert_allclose(batch.obs, obs.reshape(-1, 3), rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(batch.value_target, target.ravel(), rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(batch.advantage, (target - by_cell(obs)).ravel(), rtol=1e-3, atol=1e-3)
+        psi = target if to_go else np.take_along_axis(target, np.arange(16)[:, None] - episode_steps(done), 0)
+        np.testing.assert_allclose(batch.advantage, (psi - by_cell(obs)).ravel(), rtol=1e-3, atol=1e-3)
         np.testing.assert_allclose(batch.weight, reinforce.weights(steps, config).ravel())
     assert state.obs_stats.num == 50 + 64 and state.reward_scale.stats.num == 64
     np.testing.assert_array_equal(state.env_state.episode_length > 0, ~done[-1])
@@ -451,13 +465,41 @@ def test_the_policy_steps_by_the_adapted_rate(updated: Any) -> None:
 
 
 def test_the_kl_is_that_of_the_step(updated: Any) -> None:
-    """KL(old || new), the mean over the steps of the rollout."""
+    """KL(old || new), the mean over the steps of the rollout, which all count here."""
     before, after, metrics = updated(1e-2)
     config = chained(num_steps=16)
     _, batch, _ = jax.jit(lambda: reinforce.collect(jax.random.split(before.key)[1], before, config))()
     old, new = (reinforce.distribution(x.params.actor, batch.obs, config) for x in (before, after))
     assert abs(float(old.kl(new).mean() / new.kl(old).mean()) - 1) > 1e-4
     np.testing.assert_allclose(metrics["kl"], old.kl(new).mean(), rtol=1e-4)
+
+
+def test_the_kl_counts_what_the_gradient_counts() -> None:
+    """By the same weights, which are 0 in the episodes that the rollout cuts."""
+    config = chained(num_steps=16, episodes="complete", learning_rate=0.05)
+    before = jax.jit(lambda: reinforce.init(KEY, config))()
+    after, metrics = jax.jit(lambda: reinforce.update(before, config))()
+    batch = jax.jit(lambda: reinforce.collect(jax.random.split(before.key)[1], before, config)[1])()
+    old, new = (reinforce.distribution(x.params.actor, batch.obs, config) for x in (before, after))
+    kl = np.asarray(old.kl(new))
+    assert (batch.weight == 0).any()
+    expected = (batch.weight * kl).sum() / batch.weight.sum()
+    assert abs(expected / kl.mean() - 1) > 1e-3
+    np.testing.assert_allclose(metrics["kl"], expected, rtol=1e-4)
+
+
+def test_acts_by_the_statistics_of_its_state() -> None:
+    """The policy that is evaluated normalises by them: its action is that of the normalised observation."""
+    config = tiny.config(reinforce, env=test_ppo_box.BANDIT, episodes="bootstrap", normalize_obs=True)
+    state = jax.jit(lambda: reinforce.init(KEY, config))()
+    state = state._replace(
+        obs_stats=normalize.RunningStats(jnp.array([3.0]), jnp.array([4.0]), jnp.float32(9.0)),
+        params=jax.tree.map(lambda x: 30 * x, state.params),
+    )
+    act = reinforce.policy(state, config).act
+    expected = reinforce.distribution(state.params.actor, jnp.array([-1.0]), config).mode()
+    np.testing.assert_allclose(act(KEY, jnp.ones(1), ())[0], expected, rtol=1e-5)
+    assert np.abs(expected - reinforce.distribution(state.params.actor, jnp.ones(1), config).mode()).max() > 0.01
 
 
 def test_the_critic_takes_its_own_steps(updated: Any) -> None:
@@ -542,6 +584,14 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         {"num_steps": 8, "env_params": {"max_steps_in_episode": np.array([8, 9])}},
         f"^{WHOLE} = 8, but those of CartPole-v1 may last 9: ",
     ),
+    "numpy's numbers too": (
+        {"num_steps": 8, "env_params": {"max_steps_in_episode": np.int64(9)}},
+        f"^{WHOLE} = 8, but those of CartPole-v1 may last 9: ",
+    ),
+    "a limit that is no number": (
+        {"env_params": {"max_steps_in_episode": np.float32("nan")}},
+        f"^{WHOLE} = 500, but those of CartPole-v1 may last nan: ",
+    ),
     "an env that does not say": (
         {"env": toy_envs.Chain()},
         rf"^{WHOLE} = 500, but .*Chain.* does not say how long its episodes may last: give it a method "
@@ -559,6 +609,13 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "no steps of the critic": ({"critic_steps": 0}, "critic_steps must be at least 1, but is 0"),
     "no such baseline": ({"baseline": "median"}, "baseline must be one of value, mean, none, but is 'median'"),
 }
+
+
+@pytest.mark.parametrize(("limit", "said"), [(10, "must be a method of"), (lambda self, params: "ten", "number of")])
+def test_a_limit_that_is_none_is_refused(limit: Any, said: str) -> None:
+    env = type("Odd", (toy_envs.Chain,), {"max_episode_steps": limit})()
+    with pytest.raises(TypeError, match=f"max_episode_steps.* {said}"):
+        Config(env=env)
 
 
 @pytest.mark.parametrize("case", CASES)

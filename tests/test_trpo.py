@@ -131,6 +131,14 @@ def test_conjugate_gradient_of_nothing() -> None:
     np.testing.assert_array_equal(x, [0.5, 0])
 
 
+@pytest.mark.parametrize("num_steps", [10, 60])
+def test_conjugate_gradient_stops_where_the_rest_is_rounding(num_steps: int) -> None:
+    """F of rank 1, as where all states look alike: x = g / |u|^2 after one step, and none after it spoils that."""
+    u = jax.random.normal(KEY, (40,))
+    x = jax.jit(lambda g: trpo.conjugate_gradient(lambda v: (u @ v) * u, g, num_steps))(0.37 * u)
+    np.testing.assert_allclose(x, 0.37 * u / (u @ u), rtol=1e-4)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # One step of a policy that has the same two logits in every state: its parameters
 
@@ -384,3 +392,23 @@ def test_finds_the_optimum() -> None:
     pi = trpo.distribution(state.params.actor, jnp.ones(1), config)
     assert isinstance(pi, Gaussian) and (jnp.exp(pi.log_std) < 1 / 3).all()
     assert metrics["entropy"][-1] < metrics["entropy"][0]
+
+
+def test_at_the_optimum_the_deviation_falls_by_what_delta_allows() -> None:
+    """No bonus holds it up, so its optimum is 0, and the way there is known: both log s fall alike, by d a step.
+
+    The KL of that is exp(2 d) - 1 - 2 d, of which 2 d^2 is the model: with delta = 0.005, d = 0.05, and what the model
+    leaves out is one small step back. The mean stays where it is best, but for the noise of the batch.
+    """
+    fields = {"num_envs": 64, "num_steps": 64, "damping": 0.0, "actor_hidden_sizes": ()}
+    config = trpo.Config(env=BANDIT, delta=0.005, backtrack_coef=0.95, **fields)
+    state = jax.jit(lambda: trpo.init(KEY, config))()
+    head = {"kernel": jnp.zeros((1, 2)), "bias": jnp.array([0.5, 0.4])}
+    actor = Actor({"params": {"body": {"Dense_0": head}}}, jnp.full(2, -1.5))
+    assert jax.tree.structure(actor) == jax.tree.structure(state.params.actor)
+    state = state._replace(params=state.params._replace(actor=actor))
+    after, metrics = jax.jit(lambda state: trpo.update(state, config))(state)
+    assert metrics["accepted"] == 1 and metrics["backtracks"] <= 1
+    np.testing.assert_allclose(after.params.actor.log_std, -1.5 - 0.95 * 0.05, atol=0.007)
+    mean = trpo.distribution(after.params.actor, jnp.ones(1), config).mode()
+    np.testing.assert_allclose(mean, [0.5, 0.4], atol=0.01)

@@ -33,6 +33,7 @@ Departures from the paper:
     a time limit cuts the advantage sum but bootstraps from V(final_obs) (collect)
     observations and rewards may be normalised by running statistics (normalize_obs, normalize_reward)
     the trust region was part of ACER, off-policy and with a Q critic; here it limits A2C (projection)
+    its statistics are logits, and log deviations beside the means, not probabilities or means alone (projection)
 """
 
 from typing import Any, NamedTuple

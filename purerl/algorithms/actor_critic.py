@@ -23,7 +23,8 @@ entropy H(pi):
     L = E[ log pi(a|s) w ] + ent_coef E[ H(pi) ],    w = (Q(s, a) - mean Q) / std Q,  or Q(s, a) itself.       -> loss
 
 Q(s, a) of the weight is a constant: no gradient of the actor's moves the critic. Its mean over the batch can go without
-changing E, since E[ grad log pi ] = 0, and with it most of the noise where all actions are worth much.
+changing E by more than one part in the batch, since E[ grad log pi ] = 0, and with it most of the noise where all
+actions are worth much.
 What is left open: Q says how good everything after a is, and one mean for all states takes no more than the worst of
 that away. What a state is worth anyway still weighs every action drawn in it, for the best and for the worst.
 
@@ -94,7 +95,7 @@ class Config:
     actor_network: Any = own_network()
     """A flax module in place of the actor, with a logit or a mean for each action; or a function of their number."""
     critic_network: Any = own_network()
-    """A flax module in place of the critic, with Q of each action, or with one output where it reads the action."""
+    """A flax module in place of the critic: Q of each action; or one output, from observation and action in a row."""
     anneal_learning_rate: bool = static(True)
     """Let both learning rates fall linearly to 0."""
     normalize_q: bool = static(True)

@@ -33,7 +33,7 @@ Departures from the paper:
     the reward-to-go drops the factor gamma^t that grad J has where gamma < 1; the whole return is exact (reward_to_go)
     the mean baseline leaves an env's own episodes out of its mean, and so does not bias the gradient (baseline)
     the critic is fitted after the policy's step, by critic_steps steps on the whole batch (fit_critic)
-    observations and rewards may be normalised by running statistics (normalize_obs, normalize_reward)
+    observations may be normalised by running statistics, rewards by a scale that counts them (normalize_reward)
 """
 
 from typing import Any, NamedTuple
@@ -83,11 +83,15 @@ class Config:
     num_steps: int = static(500, low=1)
     """Steps in each env between updates (T)."""
     episodes: str = static("complete", choices=("complete", "bootstrap"))
-    """What becomes of episodes that the rollout cuts: not counted, or continued by V."""
+    """What becomes of episodes that the rollout cuts: not counted, or continued by V.
+
+    "complete" is right where num_steps covers the longest episode, which cannot be checked of a limit that is traced;
+    then the metric `counted` falls where episodes go on beyond.
+    """
     reward_to_go: bool = static(True)
     """Let an action answer for the rewards that follow it; otherwise for the whole episode's."""
     baseline: str = static("value", choices=("value", "mean", "none"))
-    """What is taken off the return: V(s), the mean return of the other envs, or nothing."""
+    """What is taken off the return: V(s), the mean of it over the steps of the other envs, or nothing."""
     critic_steps: int = static(10, low=1)
     """Gradient steps of the critic in an update, each on the whole batch."""
     actor_hidden_sizes: tuple[int, ...] = static((64, 64), low=1)
@@ -109,7 +113,7 @@ class Config:
     normalize_reward: bool = static(False)
     """Divide rewards by the running deviation of the return."""
     learning_rate: Scalar = traced(5e-3, low=0)
-    """The policy's step size; with adapt_learning_rate the first one."""
+    """The policy's step size; with adapt_learning_rate the first one, from then on within [1e-5, 1e-2]."""
     critic_learning_rate: Scalar = traced(3e-3, low=0)
     """The critic's step size."""
     gamma: Scalar = traced(0.99, low=0, high=1)
@@ -248,7 +252,7 @@ def baseline(
 
 
 def loss(actor: policies.Actor, batch: Batch, config: Config) -> tuple[Array, Metrics]:
-    """- sum of weight log pi(a|s) Psi, whose gradient is that of -J up to a positive factor."""
+    """- sum of weight log pi(a|s) Psi, whose gradient estimates that of -J."""
     pi = distribution(actor, batch.obs, config)
     policy_loss = -(batch.weight * pi.log_prob(batch.action) * batch.advantage).sum()
     return policy_loss, {"policy_loss": policy_loss, "entropy": counted_mean(pi.entropy(), batch)}

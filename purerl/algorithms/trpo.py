@@ -224,13 +224,14 @@ def fisher_vector_product(
 
 def conjugate_gradient(product: Callable[[Array], Array], g: Array, num_steps: int) -> Array:
     """x `[P]` of F x = g after num_steps steps from 0; product: v -> F v, symmetric and never negative."""
+    enough = 1e-10 * (g @ g)
 
     def step(_: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         x, residual, direction = carry
         squared, ahead = residual @ residual, product(direction)
         curvature = direction @ ahead
-        # Once the residual has rounded to 0 there is nothing left to go for.
-        length = jnp.where(curvature > 0, squared / curvature, 0.0)
+        # What is left of a solved system is rounding, which further steps would blow up where F is nearly singular.
+        length = jnp.where((squared > enough) & (curvature > 0), squared / curvature, 0.0)
         x, residual = x + length * direction, residual - length * ahead
         turn = jnp.where(squared > 0, residual @ residual / squared, 0.0)
         return x, residual, residual + turn * direction

@@ -151,7 +151,8 @@ def action_kinds(actions: tuple[type, ...]) -> str:
 def episodes_fit(config: Any) -> None:
     """Raises ValueError unless every episode of the env must end within num_steps steps.
 
-    A limit that is traced, or stacked for vmap and not there yet, passes.
+    A limit that is traced, or only said to be an axis of vmap, passes.
+    Raises TypeError where what the env says of it is no number.
     """
     env = envs.make(config.env)
     with jax.ensure_compile_time_eval():
@@ -167,11 +168,13 @@ def episodes_fit(config: Any) -> None:
             f"{refused}, but {config.env} does not say how long its episodes may last: give it a method "
             "max_episode_steps(params), or use episodes = 'bootstrap'."
         )
-    if isinstance(limit, jax.core.Tracer) or not isinstance(limit, int | float | np.ndarray | jax.Array):
+    if limit is None or isinstance(limit, jax.core.Tracer) or type(limit) is object:
         return
-    if (longest := np.max(limit)) > config.num_steps:
+    if not np.issubdtype(np.asarray(limit).dtype, np.number):
+        raise TypeError(f"max_episode_steps(params) of {config.env} must give a number of steps, but gives {limit!r}.")
+    if not (np.asarray(limit) <= config.num_steps).all():
         raise ValueError(
-            f"{refused}, but those of {config.env} may last {longest:g}: raise num_steps, lower "
+            f"{refused}, but those of {config.env} may last {np.max(limit):g}: raise num_steps, lower "
             "the env's time limit, or use episodes = 'bootstrap'."
         )
 
@@ -185,7 +188,7 @@ def divides(config: Any, field: str, product: str, value: int) -> None:
 def at_most(config: Any, field: str, limit: str) -> None:
     """Raises ValueError where one static field is larger than another that limits it."""
     if (value := getattr(config, field)) > (most := getattr(config, limit)):
-        raise ValueError(f"{field} = {value} must be at most {limit} = {most}.")
+        raise ValueError(f"{field} = {value} must be at most {limit} = {most}: lower {field} or raise {limit}.")
 
 
 def at_least_one_update(config: Any, env_steps: int) -> None:

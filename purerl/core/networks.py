@@ -77,18 +77,17 @@ def _check_outputs(network: "Network", num_outputs: int) -> None:
     for batch in ((), (2,), (2, 3)):
         inputs = jax.eval_shape(lambda: _inputs(network, batch))  # noqa: B023 - called at once
         read = dict(zip(("observations", "actions"), inputs, strict=False))
-        variables = jax.eval_shape(network.init, key, *inputs)
-        if others := sorted(set(variables) - {"params"}):
-            raise ValueError(
-                f"A network of your own, {own}, must hold parameters alone, but holds {', '.join(others)} too, which "
-                "no training would update."
-            )
         try:
+            variables = jax.eval_shape(network.init, key, *inputs)
+            if others := sorted(set(variables) - {"params"}):
+                raise ValueError(
+                    f"A network of your own, {own}, must hold parameters alone, but holds {', '.join(others)} too, "
+                    "which no training would update."
+                )
             output = jax.eval_shape(network.apply, variables, *inputs)
-        except flax.errors.FlaxError as error:
-            raise ValueError(
-                f"A network of your own, {own}, cannot be run on {' and '.join(read)} alone: {error}"
-            ) from error
+        except (flax.errors.FlaxError, TypeError) as error:
+            what = "observations" if len(read) == 1 else "one vector of observation and action"
+            raise ValueError(f"A network of your own, {own}, cannot be run on {what} alone: {error}") from error
         if getattr(output, "shape", None) != (*batch, num_outputs):
             got = list(output.shape) if hasattr(output, "shape") else repr(output)
             given = " and ".join(f"{name} {list(x.shape)}" for name, x in read.items())

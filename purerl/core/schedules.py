@@ -27,7 +27,7 @@ def learning_rate(progress: Scalar, config: Any, field: str = "learning_rate") -
 def follow_kl(learning_rate: Scalar, kl: Array, target_kl: Scalar) -> Array:
     """The learning rate after steps that moved the policy by kl: a third less where that is more than 2 target_kl.
 
-    Half as much again where it is less than target_kl / 2, and always within [1e-5, 1e-2].
+    Half as much again where it is less than target_kl / 2, within [1e-5, 1e-2]: a first rate beyond is moved there.
     kl: KL(old || new) in nats. Where it is 0 nothing has moved, and the learning rate stays.
     Source: the code of Rudin et al. (2021), arXiv:2109.11978.
     """

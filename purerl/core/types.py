@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key, UInt32
 
@@ -125,7 +126,7 @@ def static(default: Any, *, low: float | None = None, choices: tuple[str, ...] =
 def traced(default: Any, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
     """A Config field that is an input of the program: it can be vmapped, swept and differentiated.
 
-    low, high: the allowed range; above: what it must exceed. Checked where the value is a Python number.
+    low, high: the allowed range; above: what it must exceed. Checked where the numbers are known, so not of tracers.
     """
     return struct.field(pytree_node=True, default=default, metadata={"low": low, "high": high, "above": above})
 
@@ -141,7 +142,7 @@ def own_network() -> Any:
 def validate(config: Any) -> None:
     """Checks every field of a Config against its declaration, in the terms the user wrote.
 
-    Arrays and tracers in traced fields pass: their values may not exist yet.
+    Tracers in traced fields pass: their values do not exist yet.
     Raises TypeError for a wrong type (a tracer in a static field among them), ValueError for a value out of range.
     """
     for field in dataclasses.fields(config):
@@ -158,13 +159,23 @@ def _validate_traced(name: str, value: Any, metadata: Any) -> None:
         wrap = "" if isinstance(value, str) else ": wrap it in jnp.array"
         raise TypeError(f"{name} must be a number or an array, but is {value!r}{wrap}.")
     low, high, above = (metadata.get(name) for name in ("low", "high", "above"))
-    if not isinstance(value, int | float) or low is high is above is None:
+    if low is high is above is None or not _is_known(value):
         return
-    if above is not None and not above < value < math.inf:
-        raise ValueError(f"{name} must be a finite number greater than {above}, but is {value}.")
-    low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
-    if not math.isfinite(value) or not low <= value <= high:
-        raise ValueError(f"{name} must be a finite number in [{low}, {high}], but is {value}.")
+    numbers = np.asarray(value, np.float64)
+    within = np.isfinite(numbers)
+    for bound, holds in ((low, np.greater_equal), (high, np.less_equal), (above, np.greater)):
+        within &= True if bound is None else holds(numbers, bound)
+    if not within.all():
+        low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
+        allowed = f"in [{low}, {high}]" if above is None else f"greater than {above}"
+        raise ValueError(f"{name} must be a finite number {allowed}, but is {value}.")
+
+
+def _is_known(value: Any) -> bool:
+    """Whether a field's numbers can be looked at: not tracers, and not what JAX puts in the place of arrays."""
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, int | float | np.generic | np.ndarray | jax.Array):
+        return False
+    return getattr(value, "is_fully_addressable", True)
 
 
 def _validate_static(name: str, value: Any, default: Any, metadata: Any) -> None:

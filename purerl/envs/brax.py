@@ -28,6 +28,7 @@ class Brax:
     """
 
     def __init__(self, env: Any, episode_length: int = EPISODE_LENGTH):
+        _mend_drag()
         self.env, self.episode_length = env, episode_length
         self.default_params = getattr(env.unwrapped, "sys", ())  # brax/fast has no physics and no System
         with jax.ensure_compile_time_eval():
@@ -67,7 +68,10 @@ def make(name: str) -> Brax:
     if backend not in BACKENDS:
         raise ValueError(f"Brax has no physics backend {backend!r}, in {name!r}: use one of {', '.join(BACKENDS)}.")
     with jax.ensure_compile_time_eval():
-        return Brax(_library().get_environment(robot, backend=backend))
+        try:
+            return Brax(_library().get_environment(robot, backend=backend))
+        except ValueError as error:
+            raise ValueError(f"Brax has no {robot} with the physics backend {backend}: {error}") from error
 
 
 def adapts(env: Any) -> bool:
@@ -107,26 +111,28 @@ def draw(path: Path, env: Brax, params: Any, states: list[Any], returns: np.ndar
 
 
 def _library() -> Any:
-    """brax.envs, without what mujoco prints of GPU packages, and without Brax's advice to move to another engine.
-
-    The drag of water, on the swimmer alone, calls `clip` by an argument name that JAX no longer has.
-    """
+    """brax.envs, without what mujoco prints of GPU packages, and without Brax's advice to move to another engine."""
     warnings.filterwarnings("ignore", "Brax System, piplines and environments", UserWarning)
     with contextlib.redirect_stdout(io.StringIO()):
         import brax.envs
-        import brax.fluid
-    brax.fluid.jp = _Numpy()
     return brax.envs
 
 
+def _mend_drag() -> None:
+    """Brax 0.14.2 computes the drag of water, on the swimmer, with a name of `clip`'s argument that JAX has dropped."""
+    import brax.fluid
+
+    brax.fluid.jp = _Numpy()
+
+
 class _Numpy:
-    """jax.numpy, with `clip` as Brax 0.14.2 calls it."""
+    """jax.numpy, whose `clip` also knows its bounds by their old names."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(jnp, name)
 
-    def clip(self, x: Array, a_min: float) -> Array:
-        return jnp.maximum(x, a_min)
+    def clip(self, x: Array, a_min: Any = None, a_max: Any = None, **bounds: Any) -> Array:
+        return jnp.clip(x, bounds.get("min", a_min), bounds.get("max", a_max))
 
 
 def _with_system(env: Any, system: Any) -> Any:

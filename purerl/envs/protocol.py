@@ -46,9 +46,15 @@ def max_episode_steps(env: Env, params: Any) -> Any:
     """The number of steps within which every episode ends, terminated or truncated, whatever is done.
 
     None where the env does not say. Params with leading axes give as many numbers: the env's function is elementwise.
+    Raises TypeError where it is no function of the params.
     """
     limit = getattr(env, "max_episode_steps", None)
-    return None if limit is None else limit(params)
+    if limit is None:
+        return None
+    try:
+        return limit(params)
+    except TypeError as error:
+        raise TypeError(f"{type(env).__name__}.max_episode_steps must be a method of (params): {error}.") from error
 
 
 def check(env: Env) -> None:
