@@ -7,12 +7,15 @@
 The physics is Brax's `spring` backend; of the swimmer it is `generalized`, the only one that it has. Settings are the
 paper's where it has any, and the same for all envs: batches of 2,048 steps, tanh networks of 64-64, gamma 0.99. A2C,
 which takes one gradient step a batch, has batches of 256. Observations and rewards are normalised by running
-statistics, since those of Brax have no common scale.
+statistics, since those of Brax have no common scale. Also not the paper's: the learning rates of A2C and of TRPO's
+critic fall linearly to 0, those of PPO and of vanilla PG do not; TRPO's critic learns with Adam at 2.5e-4, in ten
+epochs of 32 minibatches. `figure3.md` lists every setting of every method.
 
 Results go to benchmarks/results/figure3 after every run: `figure3.png` in the paper's layout, `figure3.csv` with each
 seed's scores, in the last tenth of training and of the final greedy policy, and `figure3.md` with the paper's beside
 them; each run's own in the folder ENV/METHOD, with command, machine and code. An interrupted benchmark goes on where it
-was when called again; runs that other code began are refused, or with --fresh trained anew. Three seeds do not divide
+was when called again; runs that other code began are refused, or with --fresh trained anew. What other code has
+finished is shown all the same, and `figure3.md` says which runs those are. Three seeds do not divide
 among two cores: two processes, each on one core (`taskset -c 0`) and with half of the envs, take three quarters of the
 time; --report then puts everything together.
 To see it work in a few minutes, into folders of its own:
@@ -31,7 +34,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import purerl
-from benchmarks import learning, ppo_paper, provenance
+from benchmarks import ppo_paper, provenance
 from benchmarks.ppo_paper import COMMON, Method, Run, Scores
 from purerl.run import plot
 
@@ -117,11 +120,10 @@ def main() -> None:
     options = tyro.cli(Options, prog="python -m benchmarks.figure3", description=__doc__)
     purerl.use_all_cores()
     runs = ppo_paper.chosen(METHODS, ENVS, options)
-    if not options.report:
-        learning.prepare([run.folder for run in runs], options.fresh)
+    ppo_paper.prepare(runs, options)
     facts = provenance.provenance("benchmarks.figure3", devices=True)
     for run in [] if options.report else runs:
-        if run.scores() is None:
+        if not run.stands:
             print(f"{run.method.label} on {run.env}", flush=True)
             run.finish(facts)
             write(options, facts)
@@ -136,7 +138,7 @@ def write(options: Options, facts: Mapping[str, str]) -> str:
     provenance.save_figure(figure, options.out / "figure3.png", facts)
     plt.close(figure)
     text = markdown(results, options)
-    (options.out / "figure3.md").write_text(text)
+    provenance.write_text(options.out / "figure3.md", text)
     return text
 
 
@@ -206,6 +208,7 @@ def markdown(results: Mapping[str, Mapping[str, Scores]], options: Options) -> s
     lines += [
         f"- {verdict} on {len(envs)} of {len(results)}: {', '.join(envs)}" for verdict, envs in verdicts.items() if envs
     ]
+    lines += ppo_paper.source_lines(results)
     return "\n".join([*lines, *ppo_paper.settings_lines(METHODS)]) + "\n"
 
 

@@ -2,10 +2,12 @@
 
 A run is one method in one env, all seeds of it together. Once it is finished its results stand in OUT/ENV/METHOD: what
 it was (config.json), its scores, its learning curve. From these alone pictures and tables are made, so that calling a
-benchmark again neither trains nor evaluates again, and what one machine has finished another can add to.
+benchmark again neither trains nor evaluates again, and what one machine has finished another can add to. They show
+every run that is finished, whichever code finished it; what this code has not finished is trained when it is asked for.
 """
 
 import csv
+import dataclasses
 import importlib
 import re
 import shutil
@@ -63,6 +65,13 @@ class Method(NamedTuple):
     def module(self) -> ModuleType:
         return importlib.import_module(f"purerl.algorithms.{self.algorithm}")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every field of its Config by name, defaults too, besides env, budget and networks of the user's own."""
+        fields = [field for field in dataclasses.fields(self.module.Config) if not field.metadata.get("network")]
+        values = {field.name: field.default for field in fields} | dict(self.fields)
+        return {name: x for name, x in values.items() if name not in ("env", "env_params", "total_timesteps")}
+
 
 @dataclass
 class Options:
@@ -83,13 +92,13 @@ class Options:
     seeds_at_once: int = 1
     """Seeds that a device runs vmapped."""
     report: bool = False
-    """Train nothing: picture and tables of the runs that are finished, whichever code finished them."""
+    """Train nothing: picture and tables of the runs that are finished."""
     out: Path = Path("benchmarks/results")
     """Where results go."""
     work: Path = Path("runs")
     """Where the runs live, so that an interrupted one can go on."""
     fresh: bool = False
-    """Discard what is in the run folders instead of going on with it."""
+    """Train anew: discard what is in the folders of these runs, and their results. Not with --report."""
 
     @property
     def seeds(self) -> range:
@@ -97,10 +106,18 @@ class Options:
 
 
 class Scores(NamedTuple):
-    """Of a finished run, `[num_seeds]`: mean return in the last tenth of training, and of the final policy or NaN."""
+    """Of a finished run, `[num_seeds]`: mean return in the last tenth of training, and of the final policy or NaN.
+
+    episodes: evaluation episodes of each seed. source: the hash of the code that trained it, or "unknown".
+    """
 
     last_tenth: np.ndarray
     greedy: np.ndarray
+    episodes: int
+    source: str
+
+
+SCORES = ("last_tenth", "greedy")  # the columns of a number a seed
 
 
 class Run(NamedTuple):
@@ -126,21 +143,23 @@ class Run(NamedTuple):
         )
 
     def scores(self) -> Scores | None:
-        """None where it is not finished, or other code finished it, unless all that is wanted is a report.
-
-        Exits where its results are those of other settings.
-        """
+        """None where it is not finished; whichever code finished it. Exits where its results are of other settings."""
         path = self.results / "scores.csv"
-        if not path.exists() or not (self.options.report or learning.source_of(self.results) == source_hash()):
+        if not path.exists():
             return None
         try:
             run_folder.check_same(self.results, self.method.module, self.config, list(self.options.seeds))
         except RunError as error:
             sys.exit(f"{error} Give --out another folder, or discard this one.")
         rows = read_csv(path)
-        if not self.options.report and any(row["episodes"] != str(self.options.num_episodes) for row in rows):
-            return None
-        return Scores(*(np.array([float(row[name]) for row in rows]) for name in Scores._fields))
+        last, greedy = (np.array([float(row[name]) for row in rows]) for name in SCORES)
+        return Scores(last, greedy, int(rows[0]["episodes"]), learning.source_of(self.results))
+
+    @property
+    def stands(self) -> bool:
+        """Whether the code that is here has finished it, with as many evaluation episodes: nothing is to be done."""
+        scores = self.scores()
+        return scores is not None and scores[2:] == (self.options.num_episodes, source_hash())
 
     def curve(self) -> dict[str, np.ndarray]:
         """Training returns in 100 windows, as metrics of each seed that `plot.learning_curve` takes."""
@@ -161,13 +180,15 @@ class Run(NamedTuple):
         updates, values = plot.smooth(metrics, "episode_return")
         steps = [self.config.env_steps(int(update)) for update in updates]
         curve = [[step, *(f"{x:.3f}" for x in row)] for step, row in zip(steps, values.T, strict=True)]
+        (self.results / "scores.csv").unlink(missing_ok=True)  # which says that all the rest is there
         provenance.write_csv(
             self.results / "curve.csv", facts, [["env_steps", *(f"seed_{seed}" for seed in run.seeds)], *curve]
         )
-        shutil.copyfile(self.folder / run_folder.CONFIG, self.results / run_folder.CONFIG)
-        scores = Scores(last_tenth(metrics), greedy)
-        rows = [[seed, options.num_episodes, *values] for seed, *values in zip(run.seeds, *scores, strict=True)]
-        provenance.write_csv(self.results / "scores.csv", facts, [["seed", "episodes", *Scores._fields], *rows])
+        with provenance.whole(self.results / run_folder.CONFIG) as partial:
+            shutil.copyfile(self.folder / run_folder.CONFIG, partial)
+        scores = zip(run.seeds, last_tenth(metrics), greedy, strict=True)
+        rows = [[seed, options.num_episodes, *values] for seed, *values in scores]
+        provenance.write_csv(self.results / "scores.csv", facts, [["seed", "episodes", *SCORES], *rows])
 
 
 def read_csv(path: Path) -> list[dict[str, str]]:
@@ -205,6 +226,13 @@ def chosen(methods: Sequence[Method], envs: Sequence[str], options: Options) -> 
     return [Run(method, env, options) for env in options.envs or envs for method in picked]
 
 
+def prepare(runs: Sequence[Run], options: Options) -> None:
+    """Sees to it that nothing of other code is gone on with, as `learning.prepare`; --fresh discards results too."""
+    if not options.report:
+        results = [run.results for run in runs if options.fresh]
+        learning.prepare([*(run.folder for run in runs), *results], options.fresh)
+
+
 def finished(methods: Sequence[Method], envs: Sequence[str], options: Options) -> dict[str, dict[str, Scores]]:
     """Scores of the finished runs, by env and the method's label."""
     found = {env: {method.label: Run(method, env, options).scores() for method in methods} for env in envs}
@@ -219,24 +247,36 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 def score_rows(results: Mapping[str, Mapping[str, Scores]], seeds: Sequence[int]) -> list[list[Any]]:
     """A row for each seed of each finished run."""
-    rows: list[list[Any]] = [["env", "method", "seed", *Scores._fields]]
+    rows: list[list[Any]] = [["env", "method", "seed", *SCORES, "episodes", "source"]]
     for env, row in results.items():
-        for label, scores in row.items():
-            rows += [
-                [env, label, seed, *(f"{x:.3f}" for x in values)] for seed, *values in zip(seeds, *scores, strict=True)
-            ]
+        for label, (last, greedy, *origin) in row.items():
+            values = zip(seeds, last, greedy, strict=True)
+            rows += [[env, label, seed, *(f"{x:.3f}" for x in pair), *origin] for seed, *pair in values]
     return rows
 
 
+def source_lines(results: Mapping[str, Mapping[str, Scores]]) -> list[str]:
+    """Markdown of one line that names the runs of other code than is here; empty where there are none."""
+    now = source_hash()
+    runs = [(x.source, f"{label} on {title(env)}") for env, row in results.items() for label, x in row.items()]
+    by_source = {source: [name for of, name in runs if of == source] for source, _ in runs if source != now}
+    parts = [
+        f"source {source}: {'all' if len(names) == len(runs) else ', '.join(names)}"
+        for source, names in by_source.items()
+    ]
+    return ["", f"Runs of other code than is here now (source {now}): {'; '.join(parts)}."] if parts else []
+
+
 def settings_lines(methods: Sequence[Method]) -> list[str]:
-    """Markdown of what each method is trained with: what all have in common, then each one's own fields."""
-    shared = {name: x for name, x in methods[0].fields.items() if all(m.fields.get(name) == x for m in methods)}
+    """Markdown of what each method is trained with: the fields that are equal in all, then each one's others."""
+    settings = [method.settings for method in methods]
+    shared = {name: x for name, x in settings[0].items() if all(name in own and own[name] == x for own in settings)}
     lines = ["", "## Settings", "", f"All: {_fields(shared)}.", ""]
-    for method in methods:
-        own = {name: x for name, x in method.fields.items() if name not in shared}
+    for method, values in zip(methods, settings, strict=True):
+        own = {name: x for name, x in values.items() if name not in shared}
         lines.append(f"- {method.label}: `{method.algorithm}`, {_fields(own)}.")
     return lines
 
 
 def _fields(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{name} = {value!r}`" for name, value in values.items()) or "its defaults"
+    return ", ".join(f"`{name} = {value!r}`" for name, value in values.items()) or "no field"

@@ -6,7 +6,8 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,20 +47,38 @@ def machine(*, devices: bool = False) -> str:
     return ", ".join([*parts, f"load average {os.getloadavg()[0]:.1f}"])
 
 
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A path beside this one to write to, which takes its place once the block has ended, and not after an error.
+
+    The folder is made. Two processes at once may write one file: each has a path of its own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_csv(path: Path, facts: Mapping[str, str], rows: Iterable[Sequence[Any]]) -> None:
     """Writes the facts as comment lines, then the rows, of which the first names the columns; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # two benchmarks at once may write one report
-    with partial.open("w", newline="") as file:
+    with whole(path) as partial, partial.open("w", newline="") as file:
         file.writelines(f"# {name}: {fact}\n" for name, fact in facts.items())
         csv.writer(file, lineterminator="\n").writerows(rows)
-    partial.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with whole(path) as partial:
+        partial.write_text(text)
 
 
 def save_figure(figure: Any, path: Path, facts: Mapping[str, str]) -> None:
-    """Saves a matplotlib figure as PNG, with the facts among its text chunks."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, metadata=dict(facts))
+    """Saves a matplotlib figure as PNG, with the facts among its text chunks; whole or not at all."""
+    with whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=110, metadata=dict(facts))
 
 
 def _lines(name: str) -> list[str]:

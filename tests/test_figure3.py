@@ -1,7 +1,9 @@
 """Figure 3 and table 1 of the PPO paper on a gymnax env: scores and verdicts by hand, what is missing, resuming."""
 
 import csv
+import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -9,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import matplotlib.image
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.patches import Rectangle
 
-from benchmarks import figure3, learning, ppo_paper, table1
+from benchmarks import figure3, learning, ppo_paper, provenance, table1
 from benchmarks.ppo_paper import Method, Scores
 from purerl import envs, ppo, runner
 from purerl.core.rollout import unroll
@@ -26,6 +30,7 @@ METHODS = (
     Method("PPO (clip)", "ppo", TOWERS | {"num_epochs": 1, "num_minibatches": 1}),
     Method("A2C", "a2c", TOWERS),
 )
+FIGURE3 = figure3.METHODS  # of which the tests that train have shorter ones
 Call = Callable[..., Any]
 
 
@@ -58,6 +63,11 @@ def out(call: Call, home: Path) -> Path:
     """Results of one finished run of four."""
     assert call("--envs", OTHER, "--methods", "ppo_clip") is None
     return home / "out"
+
+
+def of(*last_tenth: float, source: str = "") -> Scores:
+    """Scores of a run of the code that is here, or of another source."""
+    return Scores(np.array(last_tenth), np.zeros(len(last_tenth)), 0, source or source_hash())
 
 
 def rows(path: Path) -> list[dict[str, str]]:
@@ -104,15 +114,11 @@ def test_standing_among_few() -> None:
 
 
 def test_interval_of_three_seeds() -> None:
-    assert ppo_paper.interval(np.array([1.0, 5.0, 3.0])) == (3.0, 1.0, 5.0)
+    assert ppo_paper.interval(np.array([1.0, 5.0, 4.0])) == (pytest.approx(10 / 3), 1.0, 5.0)
 
 
 def test_the_table_says_who_is_first() -> None:
     """By hand: PPO's mean is 4 in [3, 5]; A2C's 2, then 4.5; the paper's scores stand beside them."""
-
-    def of(*values: float) -> Scores:
-        return Scores(np.array(values), np.zeros(3))
-
     results = {
         "brax/hopper": {"PPO (clip)": of(3, 4, 5), "A2C": of(1, 2, 3)},
         "brax/reacher": {"PPO (clip)": of(3, 4, 5), "A2C": of(4, 4.5, 5)},
@@ -224,12 +230,71 @@ def test_a_report_discards_nothing(call: Call, out: Path, home: Path) -> None:
 
 def test_another_number_of_episodes_is_evaluated_anew(out: Path, home: Path) -> None:
     options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, out=home / "out")
-    assert ppo_paper.Run(METHODS[0], OTHER, options).scores() is not None
-    assert ppo_paper.Run(METHODS[0], OTHER, replace(options, num_episodes=2)).scores() is None
+    assert ppo_paper.Run(METHODS[0], OTHER, options).stands
+    other = ppo_paper.Run(METHODS[0], OTHER, replace(options, num_episodes=2))
+    assert not other.stands and other.scores() is not None
+
+
+def test_fresh_discards_the_results_of_the_runs(
+    call: Call, out: Path, home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Else they would count as finished and nothing would be trained; those of other runs stay."""
+    kept, other = tmp_path / "kept", out / ENV / "ppo_clip" / "scores.csv"
+    shutil.copytree(home, kept)
+    other.parent.mkdir(parents=True)
+    other.write_text("")
+
+    def stop(*_: Any) -> Any:
+        sys.exit("trained")
+
+    monkeypatch.setattr(learning, "trained", stop)
+    try:
+        assert call("--envs", OTHER, "--methods", "ppo_clip", "--fresh") == "trained"
+        assert not (out / OTHER / "ppo_clip").exists() and other.exists()
+    finally:
+        shutil.rmtree(home)
+        shutil.copytree(kept, home)
+
+
+def test_what_is_written_anew_is_not_finished_meanwhile(out: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old scores beside a new curve or config would pass for the new run's; a copy that fails leaves the old one."""
+    folder = out / OTHER / "ppo_clip"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=0, out=out, work=home / "work")
+
+    def fail(_: Path, to: Path) -> None:
+        assert not (folder / "scores.csv").exists()
+        to.write_text("{")
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", fail)
+        with pytest.raises(OSError, match="disk full"):
+            ppo_paper.Run(METHODS[0], OTHER, options).finish({})
+    left = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "scores.csv").write_bytes(before["scores.csv"])
+    assert set(left) == {"config.json", "curve.csv"} and left["config.json"] == before["config.json"]
+
+
+def test_text_and_picture_are_whole_or_not_written(tmp_path: Path) -> None:
+    """A write that fails half-way leaves the old file, and nothing beside it."""
+
+    class Half:
+        def savefig(self, path: Path, **_: Any) -> None:
+            path.write_text("half")
+            raise OSError("disk full")
+
+    provenance.write_text(tmp_path / "a.md", "old")
+    (tmp_path / "b.png").write_text("old")
+    with pytest.raises(OSError, match="disk full"):
+        provenance.save_figure(Half(), tmp_path / "b.png", {})
+    with pytest.raises(UnicodeEncodeError):
+        provenance.write_text(tmp_path / "a.md", "new" * 10_000 + "\ud800")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.md": "old", "b.png": "old"}
 
 
 def test_runs_of_other_code_or_settings_are_refused(call: Call, out: Path, home: Path) -> None:
-    """But a report shows what other code has finished."""
+    """But what other code has finished is shown, a report or not, and told."""
     configs = [home / "work" / "ppo_clip" / OTHER / "config.json", out / OTHER / "ppo_clip" / "config.json"]
     text = configs[0].read_text()
     assert configs[1].read_text() == text and json.loads(text)["versions"]["source"] == source_hash()
@@ -240,13 +305,49 @@ def test_runs_of_other_code_or_settings_are_refused(call: Call, out: Path, home:
     before = rows(out / "figure3.csv")
     assert "other code" in call("--envs", OTHER) and rows(out / "figure3.csv") == before
     options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, out=home / "out")
-    assert ppo_paper.Run(METHODS[0], OTHER, options).scores() is None
+    assert not ppo_paper.Run(METHODS[0], OTHER, options).stands
+    assert {row["source"] for row in before} == {source_hash()}
+    told = f"Runs of other code than is here now (source {source_hash()}): source 0123456789ab: all."
+    assert told not in (out / "figure3.md").read_text()
     (out / "figure3.csv").unlink()
-    assert call("--report") is None and rows(out / "figure3.csv") == before
+    assert told in figure3.write(options, {})
+    assert rows(out / "figure3.csv") == [row | {"source": "0123456789ab"} for row in before]
+    assert call("--report") is None and told in (out / "figure3.md").read_text()
     for config in configs:
         config.write_text(text)
     message = call("--envs", OTHER, "--methods", "ppo_clip", "--total-timesteps=7200")
     assert "differs in total_timesteps" in message and "--out" in message and "\n" not in message
+
+
+def test_runs_of_other_code_are_named() -> None:
+    """Both tables list them by source; nothing is said where all are of this code."""
+    results = {"brax/hopper": {"A2C": of(1, source="abc"), "TRPO": of(1)}, "brax/reacher": {"TRPO": of(1, source="de")}}
+    line = f"Runs of other code than is here now (source {source_hash()}): "
+    line += "source abc: A2C on hopper; source de: TRPO on reacher."
+    assert line in figure3.markdown(results, figure3.Options()).splitlines()
+    assert line in table1.markdown(results, {}, {}, table1.Options()).splitlines()
+    assert ppo_paper.source_lines({"brax/hopper": {"A2C": of(1)}, "brax/reacher": {}}) == []
+
+
+@pytest.mark.parametrize(
+    "methods", [figure3.METHODS, [method for method, _ in table1.TABLE]], ids=["figure3", "table1"]
+)
+def test_every_setting_is_listed(methods: list[Method]) -> None:
+    """Each number of each Config, defaults too, stands in the common line or in the method's own."""
+    _, _, _, common, _, *own = ppo_paper.settings_lines(methods)
+    for method, line in zip(methods, own, strict=True):
+        config = method.module.Config(env=OTHER, total_timesteps=1_000_000, **method.fields)
+        names = {field.name for field in dataclasses.fields(config) if not field.metadata.get("network")}
+        for name in names - {"env", "env_params", "total_timesteps"}:
+            assert (f"`{name} = {getattr(config, name)!r}`" in common) != (f"`{name} = " in line), name
+            assert f"`{name} = {getattr(config, name)!r}`" in common + line
+
+
+def test_settings_of_the_default_that_matter_are_listed() -> None:
+    lines = {line.partition(":")[0].strip("- "): line for line in ppo_paper.settings_lines(FIGURE3)}
+    assert "`anneal_learning_rate = True`" in lines["A2C"] and "`n_step = 16`" in lines["A2C"]
+    assert "`anneal_learning_rate = False`" in lines["PPO (clip)"]
+    assert "`learning_rate = 0.00025`" in lines["TRPO"] and "`max_grad_norm = 0.5`" in lines["All"]
 
 
 @pytest.mark.parametrize(
@@ -267,11 +368,9 @@ def test_normalisation_by_hand() -> None:
     labels = [method.label for method, _ in table1.TABLE]
 
     def row(*best: float) -> dict[str, Scores]:
-        return {label: Scores(np.array([-10.0, 0.0]), np.zeros(2)) for label in labels} | {
-            labels[1]: Scores(np.array(best), np.zeros(2))
-        }
+        return {label: of(-10.0, 0.0) for label in labels} | {labels[1]: of(*best)}
 
-    partial = {labels[0]: Scores(np.ones(2), np.zeros(2))}
+    partial = {labels[0]: of(1.0, 1.0)}
     scaled = table1.normalised({"a": row(10.0, 5.0), "b": row(30.0, 30.0), "c": partial}, {"a": -10, "b": -10, "c": 0})
     assert list(scaled) == ["a", "b"]
     np.testing.assert_allclose(scaled["a"][labels[0]], [0, 0.5])
@@ -283,8 +382,51 @@ def test_normalisation_by_hand() -> None:
     assert table1.averages({}) == {}
 
 
+@pytest.mark.parametrize("diverged", [0, 5])
+def test_a_diverged_seed_counts_as_random(diverged: int) -> None:
+    """Wherever it stands it counts 0 and is told, and all else stays what it was."""
+    labels = [method.label for method, _ in table1.TABLE]
+    row = {label: of(-10.0 + i, 10.0) for i, label in enumerate(labels)} | {labels[diverged]: of(np.nan, 10.0)}
+    scaled = table1.normalised({"brax/hopper": row}, {"brax/hopper": -10.0})
+    for i, label in enumerate(labels):
+        np.testing.assert_allclose(scaled["brax/hopper"][label], [0.0 if i == diverged else i / 20, 1.0])
+    text = table1.markdown({"brax/hopper": row}, {"brax/hopper": -10.0}, scaled, table1.Options())
+    lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert lines[labels[diverged]].startswith(f"| {labels[diverged]} | 0.50 [0.00, 1.00] |")
+    assert lines[labels[diverged]].endswith("| 10.0 (1 diverged) |") and lines[labels[4]].endswith("| 2.0 |")
+    assert "nan" not in text and "counts as the random policy, 0" in text
+    assert np.isfinite(table1.rank_correlation(table1.averages(scaled)))
+    figure = table1.draw(table1.averages(scaled))
+    heights = [table1.averages(scaled)[label].mean() for label in labels]
+    bars = [patch.get_height() for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    np.testing.assert_allclose(bars, heights)
+    plt.close(figure)
+
+
+def test_nothing_is_divided_by_where_no_seed_beats_random() -> None:
+    """Such an env does not count: with nothing to reach, 0 and 1 would be the same, or the order turned round."""
+    labels = [method.label for method, _ in table1.TABLE]
+    worse = {label: of(-20.0, np.nan) for label in labels}
+    nothing = {label: of(np.nan, np.nan) for label in labels}
+    results = {"brax/hopper": worse, "brax/reacher": nothing}
+    assert table1.normalised(results, {"brax/hopper": -10.0, "brax/reacher": 0.0}) == {}
+    assert table1.cell(np.full(2, np.nan)) == "2 diverged"
+
+
+def test_words_and_number_are_of_the_mean() -> None:
+    """Of four seeds the IQM would be 3."""
+    mean, low, high = table1.mean_interval(np.array([0.0, 2.0, 4.0, 14.0]))
+    assert mean == 5.0 and 0.0 <= low < 2.0 and 10.0 < high <= 14.0
+    assert table1.mean_interval(np.array([1.0, 5.0, 4.0])) == (pytest.approx(10 / 3), 1.0, 5.0)
+    label = table1.TABLE[1][0].label
+    row = {method.label: i * np.array([0.0, 2.0, 4.0, 14.0]) for i, (method, _) in enumerate(table1.TABLE)}
+    scaled = {"brax/hopper": row}
+    text = table1.markdown({"brax/hopper": {}}, {}, scaled, table1.Options())
+    assert f"| {label} | 5.00 [" in text and "where the paper takes the last 100 episodes" in text
+
+
 def test_rank_correlation_is_one_for_the_papers_order() -> None:
-    exact = {method.label: np.array([score, score]) for method, score in table1.TABLE}
+    exact = {method.label: np.exp([10 * score, 10 * score]) for method, score in table1.TABLE}
     assert table1.rank_correlation(exact) == pytest.approx(1.0)
     assert table1.rank_correlation({label: -x for label, x in exact.items()}) == pytest.approx(-1.0)
 
@@ -292,7 +434,7 @@ def test_rank_correlation_is_one_for_the_papers_order() -> None:
 def test_table_of_a_partial_run() -> None:
     """The raw scores of what is finished, a dash for the rest, and no correlation."""
     labels = [method.label for method, _ in table1.TABLE]
-    results = {"brax/reacher": {labels[2]: Scores(np.array([-7.0, -9.0]), np.zeros(2))}, "brax/hopper": {}}
+    results = {"brax/reacher": {labels[2]: of(-7.0, -9.0)}, "brax/hopper": {}}
     text = table1.markdown(results, {"brax/reacher": -43.21}, {}, table1.Options())
     assert f"| {labels[2]} | - | 0.82 | -8.0 | - |" in text and "| random policy | 0 | 0 | -43.2 | - |" in text
     assert "0 of 2" in text and "Rank correlation" not in text
@@ -313,6 +455,51 @@ def test_random_score_is_that_of_uniform_actions(monkeypatch: pytest.MonkeyPatch
     returns = np.asarray(rewards).sum(0)
     error = np.hypot(returns.std() / 8, returns.std() / 10)
     assert abs(table1.random_score(OTHER) - returns.mean()) < 4 * error
+
+
+class Squares:
+    """Twenty steps, each paying the square of an action in [-3, 3]."""
+
+    default_params = None
+
+    def observation_space(self, _: Any) -> envs.Box:
+        return envs.Box(-1.0, 1.0, (1,))
+
+    def action_space(self, _: Any) -> envs.Box:
+        return envs.Box(-3.0, 3.0, (1,))
+
+    def reset(self, key: jax.Array, _: Any) -> Any:
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key: jax.Array, time: jax.Array, action: jax.Array, _: Any) -> Any:
+        return jnp.zeros(1), time + 1, action[0] ** 2, jnp.bool_(False), time >= 19
+
+    def max_episode_steps(self, _: Any) -> int:
+        return 20
+
+
+def test_random_actions_are_in_the_units_of_the_env() -> None:
+    """3 a step (9 / 3), so 60 an episode, with a standard error of 1.2; in [-1, 1] it would be 7, clipped twice 140."""
+    assert table1.random_score(Squares()) == pytest.approx(60, abs=5)  # type: ignore[arg-type]
+
+
+def test_the_random_score_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is played once by each code, and by a report only where there is none."""
+    played: list[str] = []
+
+    def play(env: str) -> float:
+        played.append(env)
+        return -12.5
+
+    monkeypatch.setattr(table1, "random_score", play)
+    options = table1.Options(out=tmp_path)
+    report = replace(options, report=True)
+    assert table1.zero_score("brax/hopper", report, {}) == -12.5 and played == ["brax/hopper"]
+    assert [table1.zero_score("brax/hopper", x, {}) for x in (report, options)] == [-12.5] * 2 and len(played) == 1
+    path = tmp_path / "brax-hopper" / "random.csv"
+    path.write_text(path.read_text().replace(source_hash(), "0123456789ab"))
+    assert table1.zero_score("brax/hopper", report, {}) == -12.5 and len(played) == 1
+    assert table1.zero_score("brax/hopper", options, {}) == -12.5 and len(played) == 2
 
 
 def test_table1_by_its_command(call: Call, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
