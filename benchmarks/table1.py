@@ -137,7 +137,7 @@ def normalised(
     scaled: dict[str, dict[str, np.ndarray]] = {}
     for env, row in results.items():
         scores = {label: np.where(np.isfinite(x.last_tenth), x.last_tenth, zero[env]) for label, x in row.items()}
-        best = max((float(x.max()) for x in scores.values()), default=zero.get(env, 0.0))
+        best = max((float(x.max()) for x in scores.values()), default=0.0)
         if len(row) == len(TABLE) and best > zero[env]:
             scaled[env] = {label: (x - zero[env]) / (best - zero[env]) for label, x in scores.items()}
     return scaled
