@@ -228,11 +228,15 @@ def test_a_report_discards_nothing(call: Call, out: Path, home: Path) -> None:
     assert call("--report", "--fresh") is None and (home / "out" / OTHER / "ppo_clip" / "scores.csv").exists()
 
 
-def test_another_number_of_episodes_is_evaluated_anew(out: Path, home: Path) -> None:
+def test_another_number_of_episodes_is_evaluated_anew(
+    call: Call, out: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = figure3.Options(num_seeds=2, total_timesteps=6400, num_episodes=3, out=home / "out")
     assert ppo_paper.Run(METHODS[0], OTHER, options).stands
     other = ppo_paper.Run(METHODS[0], OTHER, replace(options, num_episodes=2))
     assert not other.stands and other.scores() is not None
+    monkeypatch.setattr(ppo_paper.Run, "finish", lambda *_: sys.exit("evaluated"))
+    assert call("--envs", OTHER, "--methods", "ppo_clip", "--num-episodes=2") == "evaluated"
 
 
 def test_fresh_discards_the_results_of_the_runs(
