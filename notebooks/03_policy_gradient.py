@@ -130,7 +130,9 @@ for i, x in enumerate(exact[:4]):
 axes[1].set_xticks(range(4))
 axes[1].set_xlabel("parameter")
 axes[1].set_ylabel("mean, 2 standard errors")
-axes[1].legend(frameon=False, fontsize="small", ncols=2)
+axes[1].set_ylim(top=0.2)
+axes[1].legend(frameon=False, fontsize="small", ncols=2, loc="upper right");
+
 # %% [markdown]
 # All six have the same mean, which is the exact gradient, and the advantage has a thirtieth of the variance of where we
 # began. The last two rows are why there are critics: a critic that knows $V$ takes most of the noise away, and one that
@@ -146,7 +148,8 @@ axes[1].legend(frameon=False, fontsize="small", ncols=2)
 # | [TRPO](../purerl/algorithms/trpo.py) | the advantage, by GAE | as far as the KL to the old policy is below $\delta$ |
 # | [PPO](../purerl/algorithms/ppo.py) | the advantage, by GAE, in many small steps on one batch | until the clip, or a KL penalty, says stop |
 #
-# All on CartPole, with the settings that purerl ships, eight seeds each; bands are 95 % intervals.
+# All on CartPole, with the settings that purerl ships, PPO's for short trainings, eight seeds each; bands are 95 %
+# intervals.
 
 # %%
 figure, ax = plt.subplots(figsize=(8, 4.2), layout="constrained")
@@ -156,10 +159,14 @@ for name in purerl.FAMILIES["policy gradients"]:
     run = runner.train(algorithm, config, seeds=range(8), progress=False, say=lambda line: None)
     plot.learning_curve(run.metrics, config, label=name, ax=ax, show_seeds=False)
 ax.set_ylabel("return while learning")
+ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1));
+
 # %% [markdown]
-# REINFORCE must wait for episodes to end, and the Q actor-critic for Q to be right; the three that follow advantages are
-# there within a quarter of the steps. What sets TRPO and PPO apart is not seen on so easy a task. It is what they do to a
-# step that is too long.
+# TRPO's long, safe steps are there first. REINFORCE, with a learned baseline, is next: CartPole pays at every step and its
+# episodes are short, so that there is little to wait for. PPO has learned as much by 100,000 steps. A2C moves on forty
+# steps of data at a time, cheap and noisy, and the Q actor-critic by a critic that takes long to get right; both need half
+# a million steps ([measured](../benchmarks/results/learning/summary.md), ten seeds each). What sets TRPO and PPO apart
+# from the rest is what they do to a step that is too long.
 #
 # ## One and the same step
 #
@@ -168,7 +175,8 @@ ax.set_ylabel("return while learning")
 # it has changed. Go along a direction, further and further:
 #
 # - **TRPO** goes on while the KL is below $\delta$, and not one step further.
-# - **PPO's clip** pays for a ratio up to $1 \pm 0.2$ only: its objective flattens, sample by sample.
+# - **PPO's clip** pays for a ratio up to $1 \pm 0.2$ only: its objective flattens, sample by sample, while
+#   what the step spoils goes on to count.
 # - **The KL penalty** lets every step cost what it moves: its objective bends back.
 #
 # On the left along the natural gradient, $F^{-1} g$, on the right along the gradient $g$ itself, each scaled so that at 1
@@ -220,7 +228,7 @@ axes[0, 0].set_ylabel("promised gain")
 axes[0, 0].set_ylim(-0.03, 0.08)
 axes[1, 0].set_ylim(0, 0.06)
 axes[1, 0].set_ylabel("KL(old || new)")
-axes[0, 0].legend(frameon=False, fontsize="small")
+axes[0, 0].legend(frameon=False, fontsize="small");
 
 # %% [markdown]
 # The unclipped promise L keeps growing where it can no longer be believed. The trust region cuts it off, the penalty
