@@ -158,6 +158,7 @@ def draw(results: Mapping[str, Mapping[str, Scores]], options: Options) -> Figur
         panel.set_ylabel("")
         if not finished:
             panel.text(0.5, 0.5, "no run finished", ha="center", transform=panel.transAxes, color="0.4")
+            panel.set(xticks=[], yticks=[])
     for panel in grid.flat[len(results) :]:
         panel.set_axis_off()
     labels = [method.label for method in METHODS if method.label in lines]

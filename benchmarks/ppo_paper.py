@@ -166,7 +166,8 @@ class Run(NamedTuple):
         rows = read_csv(self.results / "curve.csv")
         returns = np.array([[float(row[f"seed_{seed}"]) for row in rows] for seed in self.options.seeds])
         steps = np.array([float(row["env_steps"]) for row in rows])
-        whole = {"env_steps": np.tile(steps, (len(returns), 1)), "episodes": np.ones_like(returns)}
+        begun = np.maximum.accumulate(~np.isnan(returns), axis=1)  # before the first episode ended there is no return
+        whole = {"env_steps": np.tile(steps, (len(returns), 1)), "episodes": begun.astype(float)}
         return {"episode_return": returns} | whole
 
     def finish(self, facts: Mapping[str, str]) -> None:

@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 
 from benchmarks import figure3, learning, ppo_paper, provenance, table1
 from benchmarks.ppo_paper import Method, Scores
-from purerl import envs, ppo, runner
+from purerl import envs, plot, ppo, runner
 from purerl.core.rollout import unroll
 from purerl.run.provenance import source_hash
 
@@ -187,6 +187,17 @@ def test_the_picture_has_a_panel_an_env(out: Path, home: Path) -> None:
     legend = last.get_legend()
     assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["PPO (clip)"]
     plt.close(figure)
+
+
+def test_a_curve_begins_with_the_first_episode_and_ends_where_it_diverges(home: Path) -> None:
+    """Windows before any episode ended hold no return, which is no divergence; a NaN after one is."""
+    options = figure3.Options(num_seeds=2, out=home / "curves")
+    run = ppo_paper.Run(METHODS[0], OTHER, options)
+    rows = [["env_steps", "seed_0", "seed_1"], [1, "nan", 2.0], [2, 3.0, 2.0], [3, 4.0, "nan"], [4, 5.0, "nan"]]
+    provenance.write_csv(run.results / "curve.csv", {}, rows)
+    updates, values = plot.smooth(run.curve(), "episode_return")
+    assert list(updates) == [1, 2, 3, 4]
+    np.testing.assert_array_equal(values, [[np.nan, 3, 4, 5], [2, 2, np.nan, np.nan]])
 
 
 def test_a_finished_run_is_not_trained_again(
