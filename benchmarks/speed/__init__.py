@@ -1,6 +1,6 @@
 """How fast purerl trains, against rejax 0.1.3 and Stable-Baselines3 2.9.2 on the same work, and where its time goes.
 
-    python -m benchmarks.speed                        every case; about forty minutes on two idle cores
+    python -m benchmarks.speed                        every case; about half an hour on two idle cores
     python -m benchmarks.speed ppo-1 dqn-1            some of them
     python -m benchmarks.speed --quick --out DIR      a functional check in a few minutes: its numbers mean nothing
 
