@@ -159,7 +159,9 @@ class Run(NamedTuple):
     def stands(self) -> bool:
         """Whether the code that is here has finished it, with as many evaluation episodes: nothing is to be done."""
         scores = self.scores()
-        return scores is not None and scores[2:] == (self.options.num_episodes, source_hash())
+        if scores is None:
+            return False
+        return scores.episodes == self.options.num_episodes and scores.source == source_hash()
 
     def curve(self) -> dict[str, np.ndarray]:
         """Training returns in 100 windows, as metrics of each seed that `plot.learning_curve` takes."""

@@ -270,7 +270,7 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
     key, rollout_key, shuffle_key = jax.random.split(state.key, 3)
     progress = state.updates / config.num_updates
     clip_eps = config.clip_eps * (1 - progress if config.anneal_clip_eps else 1.0)
-    annealing = 1 - progress if config.anneal_learning_rate else 1.0
+    annealing = schedules.annealing(progress, config)
     beta = config.kl_coef if state.beta is None else state.beta
 
     state, batch, episodes = collect(rollout_key, state, config)

@@ -339,7 +339,7 @@ def fit_critic(state: State, batch: Batch, annealing: Scalar, config: Config) ->
 def update(state: State, config: Config) -> tuple[State, Metrics]:
     """One iteration: T steps in N envs, one step of the policy, and critic_steps of the critic."""
     key, rollout_key = jax.random.split(state.key)
-    annealing = 1 - state.updates / config.num_updates if config.anneal_learning_rate else 1.0
+    annealing = schedules.annealing(state.updates / config.num_updates, config)
     state, batch, episodes = collect(rollout_key, state, config)
     state, metrics = improve_policy(state, batch, annealing, config)
     if config.has_critic:

@@ -19,9 +19,14 @@ def epsilon(progress: Scalar, config: Any) -> Array:
     return linear(config.epsilon_start, config.epsilon_end, fraction)
 
 
+def annealing(progress: Scalar, config: Any) -> Scalar:
+    """The part that is left of a learning rate: with anneal_learning_rate it falls linearly from 1 to 0."""
+    return 1 - progress if config.anneal_learning_rate else 1.0
+
+
 def learning_rate(progress: Scalar, config: Any, field: str = "learning_rate") -> Scalar:
-    """A learning rate of the Config, which with anneal_learning_rate falls linearly to 0."""
-    return getattr(config, field) * (1 - progress) if config.anneal_learning_rate else getattr(config, field)
+    """A learning rate of the Config, annealed."""
+    return getattr(config, field) * annealing(progress, config)
 
 
 def follow_kl(learning_rate: Scalar, kl: Array, target_kl: Scalar) -> Array:
