@@ -7,9 +7,10 @@ J, which needs no model of the env, only the score grad log pi of what was done,
 
     grad J = E[ sum_t grad log pi(a_t|s_t) Psi_t ],    Psi_t = G_0 = r_0 + gamma r_1 + gamma^2 r_2 + ...         -> loss
 
-The estimate is right and noisy. Two changes leave its mean where it is and take noise away. No action changes what was
-paid before it, so that the return from there on does, the reward-to-go; and E[ grad log pi(a|s) b ] = 0 for each b
-that does not depend on a, a baseline, such as the mean return of the other envs, or a learned V(s_t):
+The estimate is right and noisy. Two changes leave its mean where it is and take noise away. An action changes nothing
+of what was paid before it, so the rest of the return, the reward-to-go, is all that it must answer for. And since
+E[ grad log pi(a|s) b ] = 0 for each b that does not depend on a, such a baseline may be taken off: the mean return of
+the other envs, or a learned V(s_t):
 
     Psi_t = G_t - b_t,    G_t = r_t + gamma r_{t+1} + gamma^2 r_{t+2} + ...                                   -> returns
     b_t = V(s_t),  or the mean of the others,  or 0                                                          -> baseline
@@ -23,10 +24,10 @@ ways out (episodes):
     has the expectation of the first one, which is grad J as long as the first one surely ends: T must be at least the
     env's time limit. The mean over all envs' episodes alike would favour the short ones, of which an env has more.
 "bootstrap": episodes go on from rollout to rollout and every step counts; V(final_obs) stands for what the rollout or
-    a time limit cut off. What bias there is, is that of V.
-                                                                                                              -> weights
+    a time limit cut off. What bias there is, is that of V.                                                   -> weights
+
 Vanilla policy gradient with adaptive step size: the learning rate follows the KL by which each step moved the policy,
-up below target_kl / 2, down above 2 target_kl.                                                                -> update
+up below target_kl / 2, down above 2 target_kl.                                                        -> improve_policy
 
 Departures from the paper:
     optimiser Adam, of gradients clipped by their global norm (max_grad_norm)
