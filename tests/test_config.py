@@ -264,3 +264,19 @@ def test_derived_sizes():
     # prefill: 3 steps of 4 envs = 12; an update: 5 * 2 * 4 = 40
     assert [config.env_steps(n) for n in range(3)] == [12, 52, 92]
     assert config.num_updates == 2 and config.prefill_steps == 12
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "fields", "said"),
+    [
+        (trpo, {"delta": np.float32(0.0)}, "delta must be a finite number greater than 0"),
+        (trpo, {"delta": jnp.array([0.01, -1.0])}, "delta must be a finite number greater than 0"),
+        (ppo, {"target_kl": np.array([0.01, NAN])}, "target_kl must be a finite number greater than 0"),
+        (ppo, {"gamma": jnp.array([0.9, 2.0])}, r"gamma must be a finite number in \[0, 1\]"),
+        (dqn, {"learning_rate": np.float64(-1.0)}, r"learning_rate must be a finite number in \[0, inf\]"),
+    ],
+)
+def test_ranges_hold_in_arrays(algorithm, fields, said):
+    """One bad entry of a sweep is as wrong as one bad number."""
+    with pytest.raises(ValueError, match=said):
+        algorithm.Config(**fields)
