@@ -1,5 +1,6 @@
 """The runner: resume after every kind of end, refusal before anything is lost, and what it leaves on disk."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -75,6 +76,22 @@ def test_signal_finishes_the_chunk_saves_and_resumes(
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     tiny.run(ppo, CONFIG, out=folder, resume=True)
     assert (folder / "metrics.csv").read_bytes() == (finished[0] / "metrics.csv").read_bytes()
+
+
+def test_an_interrupt_that_is_lost_while_it_compiles_counts_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, handler = memory.check_program, signal.getsignal(signal.SIGINT)
+
+    def lose(*arguments: Any) -> str:
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        return check(*arguments)
+
+    monkeypatch.setattr(memory, "check_program", lose)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(ppo, CONFIG, out=tmp_path / "run")
+    assert signal.getsignal(signal.SIGINT) is handler and checkpoint.steps(tmp_path / "run" / "checkpoints") == [0]
 
 
 KILLED = """

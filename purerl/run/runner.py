@@ -13,6 +13,7 @@ import errno
 import functools
 import operator
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -92,8 +93,9 @@ def train(
         seeds_at_once = _as_before(before, seeds_at_once, changed, say)
     elif folder is not None:
         run_folder.check_free(folder)
-    memory.check_states(algorithm, config, len(seeds), memory.free_bytes(jax.devices()))
     with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(_Signals(say))
+        memory.check_states(algorithm, config, len(seeds), memory.free_bytes(jax.devices()))
         if folder is not None and resume:
             stack.enter_context(_disk(folder))
             stack.enter_context(lock(folder, say))
@@ -106,7 +108,7 @@ def train(
             run_folder.check_free(folder)  # another process may have begun here while this one compiled
             named = tuple(logger for logger in loggers if isinstance(logger, str))
             run_folder.write(folder, algorithm, config, seeds, run_folder.Options(loop.batch_size, named))
-        return loop.run(resume)
+        return loop.run(resume, signals)
 
 
 def load(out: str | Path, *, algorithm: ModuleType | None = None, **objects: Any) -> Run:
@@ -179,6 +181,47 @@ def _disk(folder: Path) -> Iterator[None]:
         ) from error
 
 
+class _Signals:
+    """What SIGINT and SIGTERM do during one `train` call; the last of them is in `number`.
+
+    Until `defer` is called SIGINT interrupts at once, and thereafter either waits for the chunk in progress.
+    """
+
+    def __init__(self, say: Callable[[str], None]):
+        self.say, self.before = say, dict[int, Any]()
+        self.number: int | None = None
+
+    def __enter__(self) -> "_Signals":
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self.catch(signal.SIGINT, self.interrupt)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def defer(self) -> None:
+        """Raises the KeyboardInterrupt that came before and was lost: JAX's callbacks drop what is raised in them."""
+        if self.number is not None:
+            raise KeyboardInterrupt
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self.catch(number, self.finish_chunk)
+
+    def catch(self, number: int, handler: Callable[[int, Any], None]) -> None:
+        if threading.current_thread() is threading.main_thread():  # signals reach no other
+            before = signal.signal(number, handler)
+            self.before.setdefault(number, before)
+
+    def interrupt(self, number: int, _: Any) -> None:
+        self.number = number
+        raise KeyboardInterrupt
+
+    def finish_chunk(self, number: int, _: Any) -> None:
+        self.number = number
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+        self.say("Finishing the chunk in progress; once more to stop at once.")
+
+
 class _Loop:
     """The host loop of one `train` call: states on the devices, everything else in Python."""
 
@@ -200,7 +243,6 @@ class _Loop:
         self.to_open, self.loggers = loggers, list[Logger]()
         self.max_chunk = min(config.num_updates, _MAX_CHUNK)
         self.compile_seconds = self.run_seconds = 0.0
-        self.stop_signal: int | None = None
         num_devices = min(len(jax.devices()), len(seeds))
         self.mesh = jax.make_mesh((num_devices,), ("seeds",), axis_types=(AxisType.Auto,))
         self.sharding = jax.NamedSharding(self.mesh, PartitionSpec("seeds"))
@@ -236,22 +278,19 @@ class _Loop:
         self.compile_seconds += time.perf_counter() - started
         self.say(memory.check_program(needed, len(self.seeds), memory.free_bytes(jax.devices())))
 
-    def run(self, resume: bool) -> Run:
+    def run(self, resume: bool, signals: _Signals) -> Run:
         started = time.perf_counter()
         advance = self.advance(self.batch_size)
         updates, states = self.restore(self.folder) if resume and self.folder else (0, self.initial_states())
         jax.block_until_ready(states)
         self.compile_seconds += time.perf_counter() - started
         names = jax.eval_shape(self.algorithm.update, self.one_state(), self.config)[1]
-        handlers: dict[int, Any] = {}
         try:
             self.open_loggers(names, updates, resume)
             self.save(updates, states)
-            handlers = self.catch_signals()
-            updates, states, history = self.loop(advance, updates, states)
+            signals.defer()
+            updates, states, history = self.loop(advance, updates, states, signals)
         finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
             for logger in self.loggers:
                 logger.close()
         metrics = {
@@ -260,11 +299,10 @@ class _Loop:
         }
         finished = updates == self.config.num_updates
         if not finished:
-            self.say(f"{self.stopped()} after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
+            by = "" if signals.number is None else f" by {signal.Signals(signals.number).name}"
+            self.say(f"Stopped{by} after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
         states, times = self.unpad(states), (self.compile_seconds, self.run_seconds)
-        return Run(
-            self.algorithm, self.config, self.seeds, states, metrics, updates, finished, *times, self.stop_signal
-        )
+        return Run(self.algorithm, self.config, self.seeds, states, metrics, updates, finished, *times, signals.number)
 
     def open_loggers(self, names: Any, updates: int, resume: bool) -> None:
         """The metrics file first, then what was asked for; all keep the rows up to `updates`."""
@@ -285,10 +323,12 @@ class _Loop:
             else:
                 self.loggers.append(logger())
 
-    def loop(self, advance: Any, updates: int, states: Any) -> tuple[int, Any, list[dict[str, np.ndarray]]]:
+    def loop(
+        self, advance: Any, updates: int, states: Any, signals: _Signals
+    ) -> tuple[int, Any, list[dict[str, np.ndarray]]]:
         history, chunk, saved_at = [], 1, time.perf_counter()
         with Progress(self.algorithm, self.config, len(self.seeds), updates, enabled=self.progress) as bar:
-            while updates < self.config.num_updates and self.stop_signal is None:
+            while updates < self.config.num_updates and signals.number is None:
                 chunk = min(chunk, self.max_chunk, self.config.num_updates - updates)
                 started = time.perf_counter()
                 states, metrics, finite = jax.block_until_ready(advance(states, self.argument, np.int32(chunk)))
@@ -307,9 +347,6 @@ class _Loop:
         self.save(updates, states)
         return updates, states, history
 
-    def stopped(self) -> str:
-        return "Stopped" if self.stop_signal is None else f"Stopped by {signal.Signals(self.stop_signal).name}"
-
     def how_to_go_on(self) -> str:
         return f": go on with --resume {self.folder}" if self.folder else ""
 
@@ -319,17 +356,6 @@ class _Loop:
     def initial_states(self) -> Any:
         keys = jnp.stack([jax.random.key(seed) for seed in self.seeds + self.seeds[-1:] * self.padding])
         return _sharded(self.algorithm, self.mesh, self.batch_size, "init")(keys, self.argument)
-
-    def catch_signals(self) -> dict[int, Any]:
-        def stop(number: int, _: Any) -> None:
-            self.stop_signal = number
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
-            self.say("Finishing the chunk in progress; once more to stop at once.")
-
-        try:
-            return {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # signals reach only the main thread
-            return {}
 
     def check_finite(self, updates: int, rows: dict[str, np.ndarray], finite: np.ndarray) -> None:
         losses = {name: x for name, x in rows.items() if not name.startswith("episode")}
