@@ -308,19 +308,19 @@ def test_collects_and_acts_as_ppo_does() -> None:
 
 
 @functools.cache
-def training() -> tuple[list[Any], list[Any], Any, Any]:
+def training(env: str) -> tuple[list[Any], list[Any], Any, Any]:
     """Sixteen seeds side by side, with bounds from .001 to 3: states before each update, and what each one saw.
 
-    Their batch, and the logits of the policy before and after in the states of it. The last two: one update alone.
+    Their batch, and the policy before and after in the states of it. The last two: one update alone, and the bounds.
     """
-    config = tiny.config(trpo, num_steps=32, max_backtracks=2, total_timesteps=20 * 64, damping=0.01)
+    config = tiny.config(trpo, env=env, num_steps=32, max_backtracks=2, total_timesteps=20 * 64, damping=0.01)
     deltas = jnp.logspace(-3, 0.5, 16)
 
     def step(state: Any, delta: Any) -> Any:
         own = config.replace(delta=delta)
         _, batch, _ = trpo.collect(jax.random.split(state.key, 3)[1], state, own)
         new, metrics = trpo.update(state, own)
-        before, after = (trpo.distribution(x.params.actor, batch.obs, own).logits for x in (state, new))
+        before, after = (trpo.distribution(x.params.actor, batch.obs, own) for x in (state, new))
         return new, (batch, before, after, metrics)
 
     many = jax.jit(jax.vmap(step))
@@ -332,21 +332,27 @@ def training() -> tuple[list[Any], list[Any], Any, Any]:
     return states, seen, jax.jit(step), deltas
 
 
-def log_softmax(x: Any) -> np.ndarray:
-    x = np.asarray(x, np.float64)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
+def changes(before: Any, after: Any, action: Any) -> tuple[np.ndarray, np.ndarray]:
+    """log(pi(a|s) / old(a|s)) and KL(old || pi) `[16, B]`, in double precision."""
+    before, after = (type(pi)(*(np.asarray(x, np.float64) for x in pi)) for pi in (before, after))
+    if isinstance(before, Categorical):
+        old, new = (x.logits - np.log(np.exp(x.logits).sum(-1, keepdims=True)) for x in (before, after))
+        chosen = np.take_along_axis(new - old, np.asarray(action)[..., None], -1)[..., 0]
+        return chosen, (np.exp(old) * (old - new)).sum(-1)
+    (old, wide), (new, wider) = ((x.mean, np.exp(x.log_std)) for x in (before, after))
+    of_action = np.square((action - old) / wide) - np.square((action - new) / wider)
+    kl = np.log(wider / wide) + (wide**2 + (old - new) ** 2) / (2 * wider**2) - 1 / 2
+    return (np.log(wide / wider) + of_action / 2).sum(-1), kl.sum(-1)
 
 
-def test_every_step_keeps_what_it_promises() -> None:
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_every_step_keeps_what_it_promises(env: str) -> None:
     """KL <= delta and a gain, recomputed in double precision; where there is no such step, every bit stays."""
-    states, seen, _, deltas = training()
+    states, seen, _, deltas = training(env)
     refused = 0
     for old, new, (batch, before, after, metrics) in zip(states[:-1], states[1:], seen, strict=True):
-        before, after = log_softmax(before), log_softmax(after)
-        kl = (np.exp(before) * (before - after)).sum(-1).mean(-1)
-        index = np.asarray(batch.action)[..., None]
-        log_ratio = np.take_along_axis(after - before, index, -1)[..., 0]
-        gain = ((np.exp(log_ratio) - 1) * np.asarray(batch.advantage)).mean(-1)
+        log_ratio, kl = changes(before, after, batch.action)
+        kl, gain = kl.mean(-1), (np.expm1(log_ratio) * np.asarray(batch.advantage)).mean(-1)
         assert (kl <= np.asarray(deltas) * (1 + 1e-3)).all() and (gain >= -1e-6).all()
         np.testing.assert_allclose(metrics["kl"], kl, rtol=1e-2, atol=1e-6)
         np.testing.assert_allclose(metrics["gain"], gain, rtol=1e-2, atol=1e-6)
@@ -361,7 +367,7 @@ def test_every_step_keeps_what_it_promises() -> None:
 
 def test_seeds_that_shrink_differently_equal_seeds_alone() -> None:
     """Of the update in which the 16 seeds needed the most different numbers of tries, three with different ones."""
-    states, seen, step, deltas = training()
+    states, seen, step, deltas = training("CartPole-v1")
     backtracks = np.array([metrics["backtracks"] for *_, metrics in seen])
     update = int(np.argmax([len(set(row)) for row in backtracks]))
     chosen = np.unique(backtracks[update], return_index=True)[1]
