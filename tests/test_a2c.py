@@ -172,11 +172,15 @@ def test_average_follows_the_policy() -> None:
 
 
 def test_rmsprop_by_number() -> None:
-    """The first step: the rate times g / sqrt(.01 g^2 + eps), which is ten times the rate where g is large."""
-    rule = a2c.optimizer(0.01, tiny.config(a2c, optimizer="rmsprop", max_grad_norm=1e9))
-    params = jnp.zeros(2)
-    step, _ = rule.update(jnp.array([3.0, -40.0]), rule.init(params), params)
-    np.testing.assert_allclose(step, [-0.1, 0.1], rtol=1e-3)
+    """The first step: the rate times g / sqrt(.01 g^2 + eps), which is ten times the rate where g is large.
+
+    With eps = 1e-5 it is g / sqrt(1e-5) where a norm of 1e-4 is left of (3, 4).
+    """
+    for max_grad_norm, expected in ((1e9, [-0.1, 0.1]), (1e-4, [-6e-7 / 1e-5**0.5, 8e-7 / 1e-5**0.5])):
+        rule = a2c.optimizer(0.01, tiny.config(a2c, optimizer="rmsprop", max_grad_norm=max_grad_norm))
+        params = jnp.zeros(2)
+        step, _ = rule.update(jnp.array([3.0, -4.0]), rule.init(params), params)
+        np.testing.assert_allclose(step, expected, rtol=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from benchmarks.speed.sides.purerl import Purerl
 from benchmarks.speed.workers import Start
 from tests.test_speed import bench
 
+
 class Work:
     """What the sides of a case were asked for. configs: purerl's, by algorithm. rivals: the trainings of the others."""
 

@@ -59,6 +59,7 @@ def test_discrete_surrogates_by_hand(surrogate: str, monkeypatch: pytest.MonkeyP
     np.testing.assert_allclose(given, value, rtol=1e-5)
     np.testing.assert_allclose(grads.logits, gradient / 4, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(metrics["policy_loss"], -value, rtol=1e-5)
+    assert metrics["clip_fraction"] == 1
     assert ("kl" in metrics) == ("kl" in surrogate)
     np.testing.assert_allclose(metrics.get("kl", np.mean(kl)), np.mean(kl), rtol=1e-5)
 

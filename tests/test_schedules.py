@@ -59,6 +59,7 @@ ONE_GRADIENT_STEP = {"num_steps": 1, "n_step": 1, "num_epochs": 1, "num_minibatc
 # What the learning rate moves, where it does not move every parameter.
 MOVED = {"trpo": lambda params: params.critic}
 PROGRESS = (0.0, 0.25, 0.5, 0.75)  # of four updates, the last one included
+CLIPPED = "clipped"  # the first update again, with next to nothing left of its gradient
 
 
 def fields_of(algorithm: ModuleType, fields: dict[str, Any]) -> dict[str, Any]:
@@ -82,8 +83,10 @@ class Seen(NamedTuple):
 @pytest.fixture(
     scope="module", params=sorted({*algorithms_with("epsilon_start"), *algorithms_with("anneal_learning_rate")})
 )
-def updates(request: pytest.FixtureRequest) -> dict[float, Seen]:
+def updates(request: pytest.FixtureRequest) -> dict[Any, Seen]:
     """One and the same update at each PROGRESS, of one gradient step on the same data: only the schedules differ.
+
+    And once more as CLIPPED, where gradients can be.
 
     Whatever epsilon is, the action is 0, so that it shows nowhere but in what is recorded.
     """
@@ -101,20 +104,21 @@ def updates(request: pytest.FixtureRequest) -> dict[float, Seen]:
         if hasattr(algorithm, "epsilon_greedy"):
             patch.setattr(algorithm, "epsilon_greedy", record)
         start = jax.jit(lambda key: algorithm.init(key, config))(jax.random.key(0))
-        update = jax.jit(lambda state: algorithm.update(state, config))
+        update = jax.jit(lambda state, config: algorithm.update(state, config))
         seen = {}
-        for progress in PROGRESS:
+        for case in (*PROGRESS, CLIPPED):
             jax.effects_barrier()
             used.clear()
-            state, metrics = update(start._replace(updates=jnp.int32(4 * progress)))
+            progress, fields = (0.0, fields_of(algorithm, {"max_grad_norm": 1e-7})) if case == CLIPPED else (case, {})
+            state, metrics = update(start._replace(updates=jnp.int32(4 * progress)), config.replace(**fields))
             jax.effects_barrier()
             before, after = (np.concatenate([x.ravel() for x in tiny.arrays(moved(s.params))]) for s in (start, state))
-            seen[progress] = Seen(list(used), metrics, after - before)
+            seen[case] = Seen(list(used), metrics, after - before)
     return seen
 
 
 @pytest.mark.parametrize("updates", algorithms_with("epsilon_start"), indirect=True)
-def test_epsilon_in_use(updates: dict[float, Seen]) -> None:
+def test_epsilon_in_use(updates: dict[Any, Seen]) -> None:
     """From .9 to .1 over the first half: what the metric says, and what every action is drawn with."""
     for progress, epsilon in ((0.0, 0.9), (0.25, 0.5), (0.5, 0.1), (0.75, 0.1)):
         assert updates[progress].metrics["epsilon"] == pytest.approx(epsilon)
@@ -123,12 +127,20 @@ def test_epsilon_in_use(updates: dict[float, Seen]) -> None:
 
 
 @pytest.mark.parametrize("updates", algorithms_with("anneal_learning_rate"), indirect=True)
-def test_learning_rate_in_use(updates: dict[float, Seen]) -> None:
+def test_learning_rate_in_use(updates: dict[Any, Seen]) -> None:
     """The first step of Adam, and every step of a table, is in proportion to the learning rate: 1, 3/4, 1/2, 1/4."""
     assert np.abs(updates[0.0].change).max() > 0
     for progress in PROGRESS:
         expected = (1 - progress) * updates[0.0].change
         np.testing.assert_allclose(updates[progress].change, expected, rtol=2e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("updates", algorithms_with("max_grad_norm"), indirect=True)
+def test_clipped_gradients_in_use(updates: dict[Any, Seen]) -> None:
+    """Adam's first step is g / (|g| + 1e-5): of every parameter's, a norm of 1e-7 leaves little over a hundredth."""
+    whole, clipped = (np.abs(updates[case].change) for case in (0.0, CLIPPED))
+    assert clipped.max() > 0
+    assert (clipped <= 0.02 * whole + 1e-6).all() and whole.max() > 1e-4
 
 
 def test_dqn_moves_epsilon_within_an_update(monkeypatch: pytest.MonkeyPatch) -> None:

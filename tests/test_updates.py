@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,6 +100,28 @@ def test_acts_by_the_statistics_of_its_state(collected: Any) -> None:
     drawn = np.asarray(jax.vmap(act, (0, None))(jax.random.split(KEY, 4000), obs)).mean()
     plain = jax.nn.softmax(algorithm.distribution(params.actor, obs, config).logits)[1]
     assert drawn == pytest.approx(float(probability[1]), abs=0.03) and abs(plain - probability[1]) > 0.1
+
+
+class WalksFromTheLeft(nn.Module):
+    """Action 1 where the chain's cell is less than 0 as it is observed, else action 0."""
+
+    @nn.compact
+    def __call__(self, x: Any) -> Any:
+        self.param("unused", nn.initializers.zeros, ())
+        return 1e3 * jnp.stack([x[..., 0], -x[..., 0]], -1)
+
+
+@pytest.mark.parametrize("name", ["a2c", "actor_critic", "ppo", "reinforce", "trpo"])
+def test_gathers_data_by_normalized_obs(name: str) -> None:
+    """The mean cell is 3/2: from cells 0 and 1 it walks on, and stays in cell 2. Raw, cell 1 would hold it."""
+    algorithm = getattr(purerl, name)
+    config = tiny.config(algorithm, env=CHAIN, num_steps=16, normalize_obs=True, actor_network=WalksFromTheLeft())
+    state = jax.jit(lambda: algorithm.init(KEY, config))()
+    state = state._replace(obs_stats=state.obs_stats._replace(mean=jnp.array([1.5, 0.0, 0.0]), num=50.0))
+    batch = jax.jit(lambda state: algorithm.collect(KEY, state, config)[1])(state)
+    cell = np.round(np.asarray(batch.obs)[:, 0] + 1.5)
+    assert set(cell) == {0, 1, 2}
+    np.testing.assert_array_equal(batch.action, cell < 2)
 
 
 def test_value_targets_by_a_loop(collected: Any) -> None:
