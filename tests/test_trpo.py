@@ -92,15 +92,26 @@ def test_conjugate_gradient_solves_for_the_step(kind: str) -> None:
     assert np.abs(jax.jit(solve)(g) - exact).max() < 1e-4 * np.abs(exact).max()
 
 
-def test_step_is_that_of_the_dense_matrix() -> None:
-    """The natural gradient, as far as delta reaches: a step so small that the quadratic holds and nothing shrinks."""
+def krylov(matrix: np.ndarray, g: np.ndarray, num: int) -> np.ndarray:
+    """The vectors g, F g, ..., F^(num-1) g as columns."""
+    return np.stack([np.linalg.matrix_power(matrix, power) @ g for power in range(num)], axis=1)
+
+
+@pytest.mark.parametrize("cg_steps", [1, 3, "enough"])
+def test_step_is_that_of_the_dense_matrix(cg_steps: Any) -> None:
+    """The natural gradient, as far as delta reaches: a step so small that the quadratic holds and nothing shrinks.
+
+    Of k steps of conjugate gradient it is the best within the span of g, F g, ..., F^(k-1) g.
+    """
     config, obs, unravel, _, actor, fisher, score = case("logits")
     rng = np.random.default_rng(0)
     action, advantage = rng.integers(0, 3, 8), rng.normal(size=8)
     g = (score[np.arange(8), action] * advantage[:, None]).mean(0)
     damped = fisher.astype(np.float64) + 0.1 * np.eye(len(actor))
-    x = np.linalg.solve(damped, g)
-    config = config.replace(damping=0.1, delta=1e-4, cg_steps=2 * len(actor))
+    num_steps = 2 * len(actor) if cg_steps == "enough" else cg_steps
+    span = np.eye(len(actor)) if cg_steps == "enough" else krylov(damped, g, num_steps)
+    x = span @ np.linalg.solve(span.T @ damped @ span, span.T @ g)
+    config = config.replace(damping=0.1, delta=1e-4, cg_steps=num_steps)
     batch = trpo.Batch(obs, jnp.asarray(action), jnp.asarray(advantage, jnp.float32), jnp.zeros(8))
     new, metrics = jax.jit(lambda actor: trpo.policy_step(unravel(actor), batch, config))(actor)
     assert metrics["accepted"] == 1 and metrics["backtracks"] == 0
