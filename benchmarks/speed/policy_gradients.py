@@ -112,7 +112,7 @@ def conclude_trpo(bench: Bench, seconds: Mapping[str, list[float]]) -> None:
 def measure_two_cores(bench: Bench) -> None:
     """Env steps per second of 16 seeds of each algorithm on two cores and on one."""
     rates = {}
-    work = {"env": "CartPole-v1", "seeds": 16, "env_steps": 20_000 if bench.quick else 50_000, "tuned": False}
+    work = {"env": "CartPole-v1", "seeds": 16, "env_steps": 20_000 if bench.quick else 100_000, "tuned": False}
     for algorithm in ALGORITHMS:
         with contextlib.ExitStack() as stack:
             workers = [stack.enter_context(Worker(PURERL, f"two-cores {algorithm}")) for _ in range(2)]
