@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import signal
+from collections.abc import Iterator
 
 os.environ["MPLBACKEND"] = "Agg"
 # Tests compile far more than they run. Without LLVM's optimisations a program compiles in half the time, and with XLA's
@@ -41,6 +43,14 @@ def import_with_shape_checks() -> None:
 
 
 import_with_shape_checks()
+
+
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT as a program in the foreground has it: one in the background ignores it, and so does what it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.hookimpl(tryfirst=True)

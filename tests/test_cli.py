@@ -201,6 +201,20 @@ def test_failing_in_training_is_status_1(tmp_path: Path, monkeypatch: pytest.Mon
     assert status.value.code == 1
 
 
+def test_an_interrupt_leaves_at_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Without the interpreter's own end, which crashes while XLA compiles in other threads."""
+
+    def interrupted(arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    statuses: list[int] = []
+    monkeypatch.setattr(cli, "train", interrupted)
+    monkeypatch.setattr(os, "_exit", statuses.append)
+    call(monkeypatch, "train", "ppo")
+    assert statuses == [130] and capsys.readouterr().err == "purerl: Stopped by SIGINT.\n"
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_while_it_compiles_is_one_line(tmp_path: Path) -> None:
     """In a process of its own, which the interrupt reaches once it has said where the run will be."""
     command = [sys.executable, "-u", "-m", "purerl", "train", "ppo", "--num-seeds", "1", "--out", str(tmp_path / "run")]

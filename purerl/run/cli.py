@@ -114,7 +114,7 @@ def main() -> None:
     except (runner.RunError, checkpoint.CheckpointError, ValueError, TypeError, ImportError, OSError) as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        _fail(f"Stopped by SIGINT.{_going_on(arguments)}", status=128 + signal.SIGINT)
+        _leave(f"Stopped by SIGINT.{_going_on(arguments)}", status=128 + signal.SIGINT)
 
 
 def _going_on(arguments: list[str]) -> str:
@@ -133,6 +133,14 @@ _USAGE = """purerl: reinforcement learning in pure JAX
   purerl plot DIR [DIR ...]                     learning curves, IQM over seeds with a 95 % interval
   purerl render DIR                             one episode of the final policy as a GIF, or HTML for Brax
   purerl list                                   algorithms, what they can act on, environments"""
+
+
+def _leave(message: str, status: int) -> None:
+    """Ends the process at once: where XLA's threads still compile they crash while the interpreter is taken apart."""
+    print(f"purerl: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def _fail(message: str, status: int = 2) -> None:

@@ -201,7 +201,7 @@ class _Signals:
             signal.signal(number, handler)
 
     def defer(self) -> None:
-        """Raises the KeyboardInterrupt that came before and was lost: JAX's callbacks drop what is raised in them."""
+        """Raises the KeyboardInterrupt that came before and was lost, as happens now and then while JAX compiles."""
         if self.number is not None:
             raise KeyboardInterrupt
         for number in (signal.SIGINT, signal.SIGTERM):
