@@ -183,6 +183,7 @@ def test_the_picture_has_a_panel_an_env(out: Path, home: Path) -> None:
     first, second, *_, last = figure.axes
     assert (first.get_title(), second.get_title()) == (OTHER, ENV)
     assert len(first.lines) == 1 and not second.lines and second.texts[0].get_text() == "no run finished"
+    assert not second.get_xticks().size and not second.get_yticks().size and first.get_xticks().size
     assert first.lines[0].get_xdata()[-1] == 6400
     legend = last.get_legend()
     assert legend is not None and [text.get_text() for text in legend.get_texts()] == ["PPO (clip)"]

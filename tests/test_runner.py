@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,42 @@ def test_signal_finishes_the_chunk_saves_and_resumes(
     assert (folder / "metrics.csv").read_bytes() == (finished[0] / "metrics.csv").read_bytes()
 
 
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    """What was saved is kept, and the handlers are as they were."""
+
+    class Impatient(Signaller):
+        def write(self, update: int, env_steps: int, seeds: Any, metrics: Any) -> None:
+            super().write(update, env_steps, seeds, metrics)
+            super().write(update, env_steps, seeds, metrics)
+
+    folder, handler = tmp_path / "run", signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        tiny.run(ppo, CONFIG, out=folder, loggers=[lambda: Impatient(signal.SIGINT, 1)])
+    assert signal.getsignal(signal.SIGINT) is handler and checkpoint.steps(folder / "checkpoints") == [0]
+
+
+def test_signals_are_left_alone_where_they_do_not_reach_or_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In another thread, and before the training of a program that ignores SIGINT, as one in the background does."""
+    runs: list[runner.Run] = []
+    thread = threading.Thread(target=lambda: runs.append(tiny.run(ppo, CONFIG)))
+    thread.start()
+    thread.join()
+    check, handler = memory.check_program, signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def interrupted(*arguments: Any) -> str:
+        signal.raise_signal(signal.SIGINT)
+        return check(*arguments)
+
+    monkeypatch.setattr(memory, "check_program", interrupted)
+    try:
+        runs.append(tiny.run(ppo, CONFIG))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert [(run.finished, run.stop_signal) for run in runs] == [(True, None)] * 2
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_that_is_lost_while_it_compiles_counts_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
