@@ -16,6 +16,7 @@ FAMILIES = {
     "tables": ("value_iteration", "td", "q_learning", "sarsa"),
     "value functions": ("linear_q", "dqn", "pqn"),
     "policy gradients": ("reinforce", "actor_critic", "a2c", "trpo", "ppo"),
+    "continuous control": ("ddpg", "td3", "sac", "discrete_sac"),
 }
 ALGORITHMS = tuple(name for family in FAMILIES.values() for name in family)
 

@@ -261,10 +261,14 @@ def test_policy_acts_within_the_space(programs: Programs) -> None:
 
     def act(state: Any, key: Any) -> list[Any]:
         policies = [programs.algorithm.policy(state, programs.config, deterministic=x) for x in (True, False)]
-        return [policy(key, obs) for policy in policies]
+        return [policy.to_units(policy.act(key, obs, policy.memory)[0]) for policy in policies]
 
     for action in jax.jit(act)(state, programs.keys[0]):
-        assert action.shape == () and 0 <= action < env.num_actions
+        if env.continuous:
+            space = env.action_space
+            assert action.shape == space.shape and (space.low <= action).all() and (action <= space.high).all()
+        else:
+            assert action.shape == () and 0 <= action < env.num_actions
 
 
 class Own(nn.Module):

@@ -48,8 +48,24 @@ FIELDS: dict[str, dict[str, Any]] = {
         "target_update_period": 3,
     },
 }
+_REPLAY = {
+    "num_envs": 2,
+    "num_steps": 2,
+    "iterations_per_update": 4,
+    "gradient_steps": 2,
+    "buffer_size": 64,
+    "learning_starts": 16,
+    "batch_size": 4,
+    "total_timesteps": 112,
+    **_SMALL_TOWERS,
+}
+FIELDS |= {name: _REPLAY for name in ("ddpg", "td3", "sac", "discrete_sac")}
 # Another value of a static field, where a rule cannot guess one; and the switch under which a field is read at all.
-OTHERS = {"linear_q": {"obs_low": (-2.0, -0.1), "obs_high": (1.0, 0.1)}}
+_CONTINUOUS = {"env": "MountainCarContinuous-v0"}
+OTHERS = {
+    **dict.fromkeys(("ddpg", "td3", "sac"), _CONTINUOUS),
+    "linear_q": {"obs_low": (-2.0, -0.1), "obs_high": (1.0, 0.1)},
+}
 _LONG = {"num_steps": 500, "total_timesteps": 4000}  # as long as an episode may last
 READ_UNDER = {
     "linear_q": {"fourier_order": {"features": "fourier"}},

@@ -10,6 +10,8 @@ from purerl import envs
 from purerl.core.types import validate
 from purerl.envs import params
 
+_FOR_ACTIONS = {envs.Discrete: "dqn, discrete_sac or ppo", envs.Box: "sac, td3 or ppo"}
+
 
 def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> None:
     """Every field against its declaration, the env against what the algorithm can act on, env_params against the env's.
@@ -25,7 +27,7 @@ def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> N
     if not isinstance(space, actions):
         raise ValueError(
             f"{algorithm} acts in {action_kinds(actions)} action spaces only, but {config.env} has the action space "
-            f"{space}."
+            f"{space}: use {_FOR_ACTIONS[type(space)]}."
         )
     if tabular and not isinstance(environment.observation_space(environment.default_params), envs.Discrete):
         raise ValueError(
@@ -146,6 +148,34 @@ def _obs_space(config: Any) -> envs.Space:
 def action_kinds(actions: tuple[type, ...]) -> str:
     """Action spaces in words: "discrete", "continuous", or both."""
     return " and ".join({envs.Discrete: "discrete", envs.Box: "continuous"}[kind] for kind in actions)
+
+
+def bounded_actions(config: Any) -> None:
+    """Raises ValueError where a dimension of the env's actions, with its default params, has no room or no end.
+
+    An actor whose actions end at -1 and 1 can be scaled to finite bounds alone.
+    """
+    environment = envs.make(config.env)
+    with jax.ensure_compile_time_eval():
+        space = environment.action_space(environment.default_params)
+        assert isinstance(space, envs.Box)
+        low, high = (np.broadcast_to(np.asarray(x, np.float64), space.shape).ravel() for x in (space.low, space.high))
+    for wrong, what in ((~np.isfinite(high - low), "finite bounds"), (~(low < high), "low < high")):
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            raise ValueError(
+                f"{type(config).__module__.split('.')[-1]} scales its actions from [-1, 1] to the env's bounds, so it "
+                f"needs {what} in each dimension, but {config.env} has [{low[i]:g}, {high[i]:g}] in dimension {i}."
+            )
+
+
+def first_batch_fits(config: Any) -> None:
+    """Raises ValueError where the first batch is larger than what the memory holds by then."""
+    if config.batch_size > config.prefill_steps:
+        raise ValueError(
+            f"batch_size = {config.batch_size} is larger than learning_starts = {config.learning_starts}, so the first "
+            "batches could only repeat what the memory holds: raise learning_starts or lower batch_size."
+        )
 
 
 def episodes_fit(config: Any) -> None:

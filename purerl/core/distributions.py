@@ -101,8 +101,14 @@ class TanhGaussian(NamedTuple):
 
     def sample_and_log_prob(self, key: PRNGKey) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
         """An action and its log density, without inverting the tanh."""
-        u = self.base.sample(key)
-        return jnp.tanh(u), self._log_prob_of(u)
+        return self.at(jax.random.normal(key, self.mean.shape))
+
+    def at(self, noise: Float[Array, "*batch D"]) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
+        """The action tanh(mean + std noise) and its log density: a draw, where the noise is standard normal."""
+        log_std = jnp.broadcast_to(self.log_std, self.mean.shape)
+        u = self.mean + jnp.exp(log_std) * noise
+        log_base = -(jnp.square(noise) / 2 + log_std + _LOG_2PI / 2).sum(-1)
+        return jnp.tanh(u), log_base - _log_det_tanh(u)
 
     def mode(self) -> Float[Array, "*batch D"]:
         """tanh of the mean: the median of the action, and what deterministic evaluation uses."""
@@ -111,11 +117,22 @@ class TanhGaussian(NamedTuple):
     def log_prob(self, action: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
         """Actions at or beyond -1 and 1 count as the nearest representable inner action."""
         limit = 1 - jnp.finfo(action.dtype).eps
-        return self._log_prob_of(jnp.arctanh(jnp.clip(action, -limit, limit)))
+        u = jnp.arctanh(jnp.clip(action, -limit, limit))
+        return self.base.log_prob(u) - _log_det_tanh(u)
 
-    def _log_prob_of(self, u: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
-        log_det = 2 * (_LOG_2 - u - jax.nn.softplus(-2 * u))
-        return self.base.log_prob(u) - log_det.sum(-1)
+
+def _log_det_tanh(u: Float[Array, "*batch D"]) -> Float[Array, "*batch"]:
+    """log of the volume by which tanh stretches space at u."""
+    return (2 * (_LOG_2 - u - jax.nn.softplus(-2 * u))).sum(-1)
+
+
+def ornstein_uhlenbeck(key: PRNGKey, noise: Float[Array, "*shape"], theta: Scalar) -> Float[Array, "*shape"]:
+    """The next value of standard normal noise that persists: it keeps 1 - theta of itself, theta in (0, 1].
+
+    Variance stays 1 whatever theta, which is 1 for independent draws; its correlation with itself k steps later is
+    (1 - theta)^k. Source: Uhlenbeck and Ornstein (1930), doi:10.1103/PhysRev.36.823, sampled once a step.
+    """
+    return (1 - theta) * noise + jnp.sqrt(theta * (2 - theta)) * jax.random.normal(key, noise.shape)
 
 
 def epsilon_greedy(key: PRNGKey, q: Float[Array, "*batch A"], epsilon: Scalar) -> Int[Array, "*batch"]:

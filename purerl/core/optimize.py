@@ -15,6 +15,17 @@ def adam(learning_rate: Scalar, max_grad_norm: Scalar, eps: float = 1e-5) -> opt
     return optax.flatten(optax.chain(optax.clip_by_global_norm(max_grad_norm), optax.adam(learning_rate, eps=eps)))
 
 
+def plain_adam(learning_rate: Scalar) -> optax.GradientTransformation:
+    """Adam of gradients as they are, with the constants of its paper (arXiv:1412.6980); its moments are one vector."""
+    return optax.flatten(optax.adam(learning_rate))
+
+
+def adam_step(grads: Any, params: Any, opt_state: optax.OptState, learning_rate: Scalar) -> tuple[Any, optax.OptState]:
+    """The parameters after one step of `plain_adam` down the gradient, and the optimiser's next state."""
+    step, opt_state = plain_adam(learning_rate).update(grads, opt_state, params)
+    return optax.apply_updates(params, step), opt_state
+
+
 def rmsprop(learning_rate: Scalar, max_grad_norm: Scalar, eps: float = 1e-5) -> optax.GradientTransformation:
     """RMSProp with decay 0.99 after clipping the gradient by its global norm; its moments are one vector."""
     rule = optax.rmsprop(learning_rate, decay=0.99, eps=eps)

@@ -167,7 +167,10 @@ def _validate_traced(name: str, value: Any, metadata: Any) -> None:
         within &= True if bound is None else holds(numbers, bound)
     if not within.all():
         low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
-        allowed = f"in [{low}, {high}]" if above is None else f"greater than {above}"
+        if above is not None:
+            allowed = f"greater than {above}" if high == math.inf else f"in ({above}, {high}]"
+        else:
+            allowed = f"in [{low}, {high}]"
         raise ValueError(f"{name} must be a finite number {allowed}, but is {value}.")
 
 

@@ -26,7 +26,7 @@ def check_state(algorithm: Any, state: Any, config: Any) -> None:
         jax.tree_util.tree_leaves_with_path(state.params), jax.tree.leaves(expected.params), strict=True
     ):
         where, shape = f"state.params{jax.tree_util.keystr(path)}", list(jnp.shape(leaf))
-        if shape[1:] == list(own.shape):
+        if shape and shape[1:] == list(own.shape):
             raise TypeError(
                 f"{where} has the shape {shape} in place of {list(own.shape)}, as of {shape[0]} seeds: take one, "
                 "or to evaluate many, jax.vmap(lambda state, key: evaluate(algorithm, state, config, key))."
