@@ -9,7 +9,7 @@ import numpy as np
 PACE = 0.045  # seconds from one picture to the next: 22 a second
 HOLD = 1.5  # seconds that the end stays in sight
 HEADING = 24  # pixels
-NUM_COLORS = 64
+NUM_COLORS = 32
 BACKGROUND, INK = (250, 250, 248), (40, 44, 52)
 
 
