@@ -140,12 +140,17 @@ def test_an_episode_is_no_video(suite: ModuleType, tmp_path: Path) -> None:
 
 
 @pytest.mark.xdist_group(brax.__name__)
-def test_brax_draws_bodies(tmp_path: Path) -> None:
+def test_brax_draws_bodies_and_writes_its_own_page(tmp_path: Path) -> None:
+    """The page is three.js's and comes on request alone. tests/test_drawing.py draws all robots."""
     env = envs.make("brax/inverted_pendulum")
     with jax.numpy_rank_promotion("allow"):
-        path = brax.draw(tmp_path / "pole.gif", env, env.default_params, *episode(env, 2))
-    assert path == tmp_path / "pole.html"
-    text = path.read_text()
+        states, returns = episode(env, 4)
+        picture, page = (
+            brax.draw(tmp_path / name, env, env.default_params, states, returns) for name in ("pole", "pole.html")
+        )
+    assert (picture, page) == (tmp_path / "pole.gif", tmp_path / "pole.html")
+    check_gif(picture, 3)  # 0.02 s a step: each second state
+    text = page.read_text()
     assert "<html>" in text and "new Viewer" in text and len(text) > 2000
 
 

@@ -21,7 +21,9 @@ FLAT = 0.3  # height over width of what is looked at from above
 SMOOTHING = 0.5  # seconds over which the camera's path is averaged
 LIGHT = np.array([-0.36, -0.48, 0.8])
 SHADES = 5  # levels of brightness: fewer colors make a smaller file
-FLOOR, OUTLINE, TAN = np.array([[224, 228, 234], [202, 208, 217]]), (62, 54, 50), (0.9, 0.66, 0.4)
+FLOOR, OUTLINE = np.array([[224, 228, 234], [202, 208, 217]]), (62, 54, 50)
+# Of what has no color of its own: in the world, the robot, and what else moves by itself.
+TINTS = np.array([(0.62, 0.65, 0.7), (0.92, 0.67, 0.4), (0.85, 0.3, 0.27), (0.3, 0.6, 0.4), (0.3, 0.5, 0.8)])
 TIE = 1 - 1e-4  # of two geoms that share a surface, the first is drawn
 FADES, SHADOW = 4, np.array([52, 50, 46])  # steps in which the floor fades, and what a shadow takes from its color
 DULL = ((0.5, 0.5, 0.5), (0.4, 0.33, 0.26))  # the colors that MuJoCo and Brax give to what has none
@@ -44,25 +46,25 @@ class Shapes(NamedTuple):
 class Camera(NamedTuple):
     """eye: where it stands. axes: rows right, up and forward. distance: to what it looks at.
 
-    rays: `[rows, columns, 3]`, through the middle of every part of a pixel; the same for all cameras of an episode.
+    rays, fine: `[rows, columns, 3]`, through the middle of every pixel and of every part of one; all cameras of an
+    episode share them.
     """
 
     eye: np.ndarray
     axes: np.ndarray
     distance: float
     rays: np.ndarray
+    fine: np.ndarray
 
     def project(self, points: Any) -> np.ndarray:
-        """Column and row, counted in parts of pixels, and depth of points `[..., 3]`."""
+        """Column and row in the picture, and depth, of points `[..., 3]`."""
         right, up, depth = np.moveaxis((np.asarray(points) - self.eye) @ self.axes.T, -1, 0)
-        rows, columns, _ = self.rays.shape
-        scale = rows / (2 * TANGENT * depth)
-        return np.stack([columns / 2 + right * scale, rows / 2 - up * scale, depth], -1)
+        scale = HEIGHT / (2 * TANGENT * depth)
+        return np.stack([WIDTH / 2 + right * scale, HEIGHT / 2 - up * scale, depth], -1)
 
 
-def rays(axes: np.ndarray) -> np.ndarray:
-    """A camera's rays."""
-    rows, columns = SMOOTH * HEIGHT, SMOOTH * WIDTH
+def rays(axes: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """A camera's rays through a picture of so many places."""
     up = TANGENT * (1 - 2 * (np.arange(rows) + 0.5) / rows)
     right = TANGENT * WIDTH / HEIGHT * (2 * (np.arange(columns) + 0.5) / columns - 1)
     return (axes[2] + up[:, None, None] * axes[1] + right[:, None] * axes[0]).astype(np.float32)
@@ -93,7 +95,7 @@ def shapes(system: Any, poses: Sequence[Any]) -> tuple[Shapes, np.ndarray]:
             f"Geoms of MuJoCo's type {min(strange)} are not drawn, but Brax's own page may: give it a path with .html."
         )
     dull = np.isclose(color[:, None, :3], DULL).all(-1).any(-1)
-    color[dull & (np.asarray(system.geom_type) != PLANE), :3] = TAN
+    color[dull, :3] = TINTS[_trees(system)[np.asarray(system.geom_bodyid)][dull] % len(TINTS)]
     # Body 0 is the world, which has no pose of its own.
     places = np.stack([np.asarray(pose.pos, float) for pose in poses])
     turns = rotations(np.stack([pose.rot for pose in poses]))
@@ -102,6 +104,14 @@ def shapes(system: Any, poses: Sequence[Any]) -> tuple[Shapes, np.ndarray]:
     position = places + np.einsum("tgij,gj->tgi", turns, np.asarray(system.geom_pos, float)[seen])
     rotation = turns @ rotations(system.geom_quat)[seen]
     return Shapes(kind, position, rotation, np.asarray(system.geom_size, float)[seen], color[seen, :3]), body == 0
+
+
+def _trees(system: Any) -> np.ndarray:
+    """For the world, body 0, and each link, the number of the robot or thing that it is a part of, 0 for the world."""
+    trees = [0]
+    for parent in system.link_parents:
+        trees.append(max(trees) + 1 if parent < 0 else trees[parent + 1])
+    return np.array(trees)
 
 
 def cameras(scene: Shapes, fixed: np.ndarray, seconds: float) -> list[Camera]:
@@ -128,8 +138,8 @@ def cameras(scene: Shapes, fixed: np.ndarray, seconds: float) -> list[Camera]:
     # A ball is in sight where its center is, in a picture that is smaller by its radius.
     wide = (np.abs(right) + radius) / (TANGENT * WIDTH / HEIGHT)
     distance = MARGIN * np.maximum(wide - ahead, (np.abs(up) + radius) / TANGENT - ahead).max()
-    shared = rays(axes)
-    return [Camera(center - distance * forward, axes, float(distance), shared) for center in path + (low + high) / 2]
+    shared = float(distance), rays(axes, HEIGHT, WIDTH), rays(axes, SMOOTH * HEIGHT, SMOOTH * WIDTH)
+    return [Camera(center - distance * forward, axes, *shared) for center in path + (low + high) / 2]
 
 
 def smooth(path: np.ndarray, width: int) -> np.ndarray:
@@ -143,21 +153,23 @@ def smooth(path: np.ndarray, width: int) -> np.ndarray:
 def draw(scene: Shapes, camera: Camera) -> np.ndarray:
     """One pose as a picture `[HEIGHT, WIDTH, 3]`, bytes. scene: position and rotation without an axis of poses.
 
-    Floors first, then each geom in the part of the picture that it may cover, where it is nearer than what is there.
+    Floors first, pixel by pixel, since smooth edges of a floor that passes by would double the size of a file; then
+    each geom in the part of the picture that it may cover, where it is nearer than what is there.
     """
-    rows, columns, _ = camera.rays.shape
-    color = np.empty((rows, columns, 3), np.uint8)
-    color[:] = BACKGROUND
-    depth, owner = np.full((rows, columns), np.inf, np.float32), np.zeros((rows, columns), np.int16)
     geoms = [Shapes(*(field[i] for field in scene)) for i in range(len(scene.kind))]
     geoms = [geom for geom in geoms if np.isfinite(geom.position).all() and np.isfinite(geom.rotation).all()]
     solid = [geom for geom in geoms if geom.kind != PLANE]
+    depth, color = np.full((HEIGHT, WIDTH), np.inf, np.float32), np.empty((HEIGHT, WIDTH, 3), np.uint8)
+    color[:] = BACKGROUND
     for geom in geoms:
         if geom.kind == PLANE:
             _floor(geom, solid, camera, depth, color)
+    depth, color = _parts(depth), _parts(color)
+    owner = np.zeros(depth.shape, np.int16)
     for number, geom in enumerate(solid, 1):
-        window = _window(camera, _ends(geom), float(_girths(geom)))
-        directions = camera.rays[window]
+        rows, columns = _window(camera, _ends(geom), float(_girths(geom)))
+        window = tuple(slice(SMOOTH * x.start, SMOOTH * x.stop) for x in (rows, columns))
+        directions = camera.fine[window]
         here = _hit(geom, camera.eye.astype(np.float32), directions)
         nearer = (here > 0) & (here < depth[window] * TIE)
         points = camera.eye + here[nearer][:, None] * directions[nearer]
@@ -166,6 +178,11 @@ def draw(scene: Shapes, camera: Camera) -> np.ndarray:
         color[window][nearer] = 255 * geom.color * (0.6 + 0.4 * light)[:, None]
     _outline(owner, color)
     return np.asarray(Image.fromarray(color).reduce(SMOOTH))
+
+
+def _parts(pixels: Any) -> Any:
+    """Each pixel as often as it has parts."""
+    return pixels.repeat(SMOOTH, 0).repeat(SMOOTH, 1)
 
 
 def _floor(plane: Shapes, solid: list[Shapes], camera: Camera, depth: np.ndarray, color: np.ndarray) -> None:
@@ -182,7 +199,7 @@ def _floor(plane: Shapes, solid: list[Shapes], camera: Camera, depth: np.ndarray
     with np.errstate(divide="ignore"):
         here = np.float32((plane.position - camera.eye) @ normal) / slope[lower]
     seen = (here > 0) & (here < depth[lower])
-    square = _round_number(0.4 * TANGENT * camera.distance)
+    square = _round_number(0.6 * TANGENT * camera.distance)
     dark = np.zeros(here.shape, np.int8)
     for axis in plane.rotation[:, 0], plane.rotation[:, 1]:
         start = np.float32((camera.eye - plane.position) @ axis / square % 2)
@@ -232,13 +249,12 @@ def _ends(geom: Shapes) -> np.ndarray:
 
 def _window(camera: Camera, ends: np.ndarray, radius: float) -> tuple[slice, slice]:
     """Rows and columns outside of which balls around the ends, and what lies between them, are not seen."""
-    rows, columns, _ = camera.rays.shape
     corners = np.array(np.meshgrid(*3 * [[-radius, radius]])).reshape(3, -1).T @ camera.axes
     places = camera.project((ends[:, None] + corners).reshape(-1, 3))
     if places[:, 2].min() <= 0.01 * camera.distance:
-        return slice(0, rows), slice(0, columns)
+        return slice(0, HEIGHT), slice(0, WIDTH)
     low, high = np.floor(places[:, :2].min(0)).astype(int), np.ceil(places[:, :2].max(0)).astype(int)
-    (left, top), (right, bottom) = np.clip(low, 0, (columns, rows)), np.clip(high, 0, (columns, rows))
+    (left, top), (right, bottom) = (np.clip(place, 0, (WIDTH, HEIGHT)) for place in (low, high))
     return slice(top, bottom), slice(left, right)
 
 

@@ -11,7 +11,7 @@ from purerl.envs.drawing.movie import BACKGROUND, INK
 SMOOTH = 3  # pixels drawn for one of the picture, along each side
 
 Color = tuple[int, int, int]
-Point = Sequence[Any]
+Point = Sequence[Any] | np.ndarray
 
 
 class Sheet:
@@ -24,7 +24,7 @@ class Sheet:
         self.image = Image.new("RGB", size, BACKGROUND)
         self.pen = ImageDraw.Draw(self.image)
 
-    def line(self, points: Sequence[Point], width: float, color: Color = INK) -> None:
+    def line(self, points: Sequence[Point] | np.ndarray, width: float, color: Color = INK) -> None:
         """A line with round ends. width: in units of the plane."""
         places = [self._place(point) for point in points]
         self.pen.line(places, color, round(SMOOTH * self.scale * width), joint="curve")

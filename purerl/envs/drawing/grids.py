@@ -61,13 +61,13 @@ def walk(tiles: Sequence[str], agent: tuple[int, int]) -> np.ndarray:
     rows, columns = len(tiles), len(tiles[0])
     sheet = _sheet(rows, columns)
     _fill(sheet, np.array([[TILES.get(letter, EMPTY) for letter in row] for row in tiles]))
-    for y, row in enumerate(tiles):
-        for x, letter in enumerate(row):
+    for y, letters in enumerate(tiles):
+        for x, letter in enumerate(letters):
             if letter in TILES and letter != "#":
                 sheet.letters((x + 0.5, rows - y - 0.5), letter, 0.5)
-    row, column = (int(place) for place in agent)
-    sheet.disc((column + 0.5, rows - row - 0.5), 0.32, (255, 255, 255))
-    sheet.disc((column + 0.5, rows - row - 0.5), 0.27, RED)
+    place = int(agent[1]) + 0.5, rows - int(agent[0]) - 0.5
+    sheet.disc(place, 0.32, (255, 255, 255))
+    sheet.disc(place, 0.27, RED)
     return sheet.pixels()
 
 

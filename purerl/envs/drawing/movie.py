@@ -78,6 +78,6 @@ def _write(path: Path, frames: Iterable[Any], milliseconds: list[int]) -> None:
     images = list(frames)
     samples = images[:: max(1, len(images) // 8)]
     mosaic = Image.fromarray(np.concatenate([np.asarray(image) for image in samples]))
-    palette = mosaic.quantize(NUM_COLORS, Image.Quantize.MEDIANCUT)
+    palette = mosaic.quantize(NUM_COLORS, Image.Quantize.MAXCOVERAGE)
     first, *others = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images)
     first.save(path, save_all=True, append_images=others, duration=milliseconds, loop=0)
