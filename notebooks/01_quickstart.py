@@ -125,8 +125,7 @@ print(f"The episode lasted {len(trace)} steps.")
 # %% [markdown]
 # ## Looking at it
 #
-# `purerl.render.save` writes an episode as a GIF (gymnax) or an HTML page (Brax). Drawing classic control needs
-# `pip install 'purerl[video]'`.
+# `purerl.render.save` writes an episode as a GIF.
 
 # %%
 import tempfile
@@ -137,10 +136,7 @@ from IPython.display import Image, display
 from purerl import render
 
 folder = Path(tempfile.mkdtemp())
-try:
-    display(Image(render.save(folder / "cartpole.gif", ppo, state, config, jax.random.key(3), max_steps=40)))
-except ImportError as error:
-    print(error)
+display(Image(render.save(folder / "cartpole.gif", ppo, state, config, jax.random.key(3), max_steps=40)))
 
 # %% [markdown]
 # ## Saving and loading

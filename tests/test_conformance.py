@@ -404,7 +404,7 @@ def test_a_policy_that_remembers_is_evaluated_and_rendered() -> None:
     np.testing.assert_array_equal(evaluation.lengths, [4] * 3)
     assert_same_bits(purerl.evaluate(Patient, state, config, key, num_episodes=3), evaluation)
     states, returns = render.episode(Patient, state, config, key, max_steps=8)
-    np.testing.assert_array_equal(returns, [0.0, 1.0, 3.0, 6.0])
-    assert [int(cell) for cell, _, _ in states] == [0, 0, 1, 2]
+    np.testing.assert_array_equal(returns, [0.0, 0.0, 1.0, 3.0, 6.0])
+    assert [int(cell) for cell, _, _ in states] == [0, 0, 1, 2, 3]  # the end as well
     with pytest.raises(TypeError, match=r"remembers: action, memory = policy\.act\(key, obs, memory\)"):
         policy(key, env.reset(key).obs[0])

@@ -24,7 +24,7 @@ LAYERS = {
 }
 ALGORITHM, REACHABLE = "purerl.algorithms.", ("purerl.core", "purerl.envs")
 # Modules that must not be loaded by importing one algorithm: each takes seconds, or is wanted by few.
-LATER = {"brax", "gymnax", "matplotlib", "orbax", "tyro", "mujoco"}
+LATER = {"brax", "gymnax", "matplotlib", "PIL", "orbax", "tyro", "mujoco"}
 
 
 def modules(package: Path) -> dict[str, Path]:

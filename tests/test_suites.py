@@ -1,7 +1,6 @@
 """What every suite of environments must keep to: one set of tests, run on each module in `suites.SUITES`."""
 
 import importlib
-import importlib.util
 import inspect
 from pathlib import Path
 from types import ModuleType
@@ -90,14 +89,15 @@ def test_adapts_its_own_objects_alone(suite: ModuleType) -> None:
 
 
 def episode(env: Any, num_steps: int) -> tuple[list[Any], np.ndarray]:
-    """States of num_steps steps of action 0 as numpy, and the return so far."""
-    params, states, rewards = env.default_params, [], []
+    """The start and the states after each of num_steps steps of action 0, as numpy, and the return at each."""
+    params, rewards = env.default_params, [0.0]
     _, state = jax.jit(env.reset)(KEY, params)
     step = jax.jit(env.step)
     action = np.zeros(env.action_space(params).shape, env.action_space(params).dtype)
+    states = [jax.device_get(state)]
     for _ in range(num_steps):
-        states.append(jax.device_get(state))
         _, state, reward, _, _ = step(KEY, state, action, params)
+        states.append(jax.device_get(state))
         rewards.append(float(reward))
     return states, np.cumsum(rewards)
 
@@ -109,45 +109,48 @@ def check_gif(path: Path, num_frames: int) -> None:
         assert image.format == "GIF" and image.n_frames == num_frames and min(image.size) > 50
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pygame") is None, reason="needs the video extra")
+# Envs of which no state lies anywhere: bandits, and chains that ask what they once said.
+UNSEEN = ("Bandit", "MemoryChain", "UmbrellaChain", "DiscountingChain")
+
+
+@pytest.mark.parametrize("suite", [gymnax, worlds], ids=["gymnax", "worlds"])
 @pytest.mark.xdist_group(gymnax.__name__)
-def test_gymnax_draws_classic_control(tmp_path: Path) -> None:
-    env = envs.make("CartPole-v1")
-    path = gymnax.draw(tmp_path / "cart", env, env.default_params, *episode(env, 3))
-    assert path == tmp_path / "cart.gif"
-    check_gif(path, 3)
+def test_every_name_is_drawn_or_refused(suite: ModuleType, tmp_path: Path) -> None:
+    """Two or three steps of each: a GIF of at least two pictures, or one sentence and no file."""
+    for number, name in enumerate(suite.names()):
+        env, path = envs.make(name), tmp_path / str(number)
+        with jax.numpy_rank_promotion("allow"):  # gymnax's Swimmer relies on it
+            states, returns = episode(env, 2)
+        if any(word in name for word in UNSEEN):
+            with pytest.raises(
+                ValueError, match=r"^[\w-]+ has nothing that lies anywhere, so there is nothing to draw\.$"
+            ):
+                suite.draw(path, env, env.default_params, states, returns)
+            assert not list(tmp_path.glob(f"{number}*")), name
+        else:
+            assert suite.draw(path, env, env.default_params, states, returns) == tmp_path / f"{number}.gif", name
+            check_gif(tmp_path / f"{number}.gif", 2 if name == "CartPole-v1" else 3)
 
 
-@pytest.mark.xdist_group(gymnax.__name__)
-def test_gymnax_draws_grids(tmp_path: Path) -> None:
-    env = envs.make("Breakout-MinAtar")
-    check_gif(gymnax.draw(tmp_path / "wall.gif", env, env.default_params, *episode(env, 3)), 3)
-
-
-@pytest.mark.xdist_group(gymnax.__name__)
-def test_gymnax_says_what_drawing_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    env = envs.make("CartPole-v1")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r"^Drawing CartPole-v1 needs `pip install 'purerl\[video\]'`\.$"):
-        gymnax.draw(tmp_path / "cart", env, env.default_params, [], np.zeros(0))
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.xdist_group(gymnax.__name__)
-def test_gymnax_says_what_it_cannot_draw(tmp_path: Path) -> None:
-    env = envs.make("DeepSea-bsuite")
-    with pytest.raises(ValueError, match=r"^gymnax cannot draw DeepSea-bsuite\.$"):
-        gymnax.draw(tmp_path / "sea", env, env.default_params, *episode(env, 2))
-    assert not list(tmp_path.iterdir())
+@by_suite
+def test_an_episode_is_no_video(suite: ModuleType, tmp_path: Path) -> None:
+    env = suite.adapt(theirs(suite)) if suite is not brax else envs.make("brax/inverted_pendulum")
+    with pytest.raises(ValueError, match=r"^An episode is written as \.gif( or \.html)?, but not as \.mp4\.$"):
+        suite.draw(tmp_path / "episode.mp4", env, env.default_params, [], np.zeros(1))
 
 
 @pytest.mark.xdist_group(brax.__name__)
-def test_brax_draws_bodies(tmp_path: Path) -> None:
+def test_brax_draws_bodies_and_writes_its_own_page(tmp_path: Path) -> None:
+    """The page is three.js's and comes on request alone. tests/test_drawing.py draws all robots."""
     env = envs.make("brax/inverted_pendulum")
     with jax.numpy_rank_promotion("allow"):
-        path = brax.draw(tmp_path / "pole.gif", env, env.default_params, *episode(env, 2))
-    assert path == tmp_path / "pole.html"
-    text = path.read_text()
+        states, returns = episode(env, 4)
+        picture, page = (
+            brax.draw(tmp_path / name, env, env.default_params, states, returns) for name in ("pole", "pole.html")
+        )
+    assert (picture, page) == (tmp_path / "pole.gif", tmp_path / "pole.html")
+    check_gif(picture, 3)  # 0.02 s a step: each second state
+    text = page.read_text()
     assert "<html>" in text and "new Viewer" in text and len(text) > 2000
 
 
@@ -159,11 +162,13 @@ def test_brax_says_what_it_cannot_draw(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_worlds_cannot_be_drawn(tmp_path: Path) -> None:
-    env = envs.make("mdp/random_walk")
-    with pytest.raises(ValueError, match=r"^A Tabular env .* nothing to draw\.$"):
+def test_a_table_without_a_map_cannot_be_drawn(tmp_path: Path) -> None:
+    env = mdp.Tabular(mdp.random_walk())
+    with pytest.raises(ValueError, match=r"^This table does not say where its states lie: give Tabular a map"):
         worlds.draw(tmp_path / "walk", env, env.default_params, *episode(env, 2))
     assert not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"^A map of 6 cells with 1 walls is none of 7 states\.$"):
+        mdp.Tabular(mdp.random_walk(), rows=("T.S#.G",))
 
 
 def test_ones_own_env_cannot_be_drawn(tmp_path: Path) -> None:

@@ -95,19 +95,29 @@ def adapt(env: Any) -> Brax:
 
 
 def draw(path: Path, env: Brax, params: Any, states: list[Any], returns: np.ndarray) -> Path:
-    """Writes an episode's states as an interactive HTML page and returns its path.
+    """Writes an episode and returns its path. returns: `[states]`, the return when a state was reached.
 
-    The page is Brax's own, and a browser that opens it loads the viewer, three.js, from the network.
-    Raises ValueError for an env without bodies.
+    A path that ends in .html becomes Brax's own page, whose viewer, three.js, the browser loads from the network; any
+    other a GIF. Raises ValueError for an env without bodies, and for another ending.
     """
-    from brax.io import html
+    from purerl.envs.drawing import bodies, movie
 
+    path = movie.place(path, ".html")
     if not jax.tree.leaves(params):
         raise ValueError("This Brax env has no physics, so there is nothing to draw.")
-    path = path.with_suffix(".html")
-    poses = [state.pipeline_state for state, _ in states]
-    path.write_text(html.render(params.tree_replace({"opt.timestep": env.env.dt}), poses))
-    return path
+    poses, seconds = [state.pipeline_state for state, _ in states], float(env.env.dt)
+    if path.suffix == ".html":
+        from brax.io import html
+
+        path.write_text(html.render(params.tree_replace({"opt.timestep": seconds}), poses))
+        return path
+    scene, fixed = bodies.shapes(params, [pose.x for pose in poses])
+    cameras = bodies.cameras(scene, fixed, seconds)
+
+    def picture(i: int) -> np.ndarray:
+        return bodies.draw(scene._replace(position=scene.position[i], rotation=scene.rotation[i]), cameras[i])
+
+    return movie.save(path, type(env.env.unwrapped).__name__, picture, returns, seconds)
 
 
 def _library() -> Any:

@@ -1,7 +1,5 @@
 """The suite of gymnax: classic control, bsuite, MinAtar and more, by their own names."""
 
-import importlib.util
-import os
 from pathlib import Path
 from typing import Any
 
@@ -101,26 +99,27 @@ def adapt(env: Any) -> Gymnax:
 
 
 def draw(path: Path, env: Gymnax, params: Any, states: list[Any], returns: np.ndarray) -> Path:
-    """Writes an episode's states as a GIF, with the return so far, and returns its path.
+    """Writes an episode as a GIF and returns its path. returns: `[states]`, the return when a state was reached.
 
-    Classic control is drawn by gymnasium. Raises ImportError that names the extra `purerl[video]`, and ValueError for
-    an env that gymnax cannot draw.
+    Raises ValueError for an env without a place to look at, and for a path that does not end in .gif.
     """
-    from gymnax.visualize import Visualizer
-    from gymnax.visualize.vis_gym import SUPPORTED_GYM_ENVS
+    from purerl.envs.drawing import classic, grids, movie
 
-    if env.env.name in SUPPORTED_GYM_ENVS and importlib.util.find_spec("pygame") is None:
-        raise ImportError(f"Drawing {env.env.name} needs `pip install 'purerl[video]'`.")
-    path = path.with_suffix(".gif")
-    states = [jax.tree.map(jnp.asarray, state) for state in states]
-    for driver in ("SDL_VIDEODRIVER", "SDL_AUDIODRIVER"):
-        os.environ.setdefault(driver, "dummy")  # pictures go to a file: no window, and no search for a sound card
-    visualizer = Visualizer(env.env, params, states, returns)
-    visualizer.init()
-    if not hasattr(visualizer, "im"):  # an env that it does not know it would draw as an empty picture
-        raise ValueError(f"gymnax cannot draw {env.env.name}.")
-    visualizer.animate(str(path))
-    return path
+    path, name = movie.place(path), env.env.name
+    if name in classic.SCENES:
+        scene, seconds = classic.SCENES[name]
+        return movie.save(path, name, lambda i: scene(states[i], params), returns, seconds)
+    if name in grids.SCENES:
+        return movie.save(path, name, lambda i: grids.SCENES[name](env.env, states[i]), returns, 1 / 5)
+    shape = env.observation_space(params).shape
+    if len(shape) not in (2, 3) or min(shape[:2]) < 2:
+        raise ValueError(f"{name} has nothing that lies anywhere, so there is nothing to draw.")
+    observe = jax.jit(lambda state: env.env.observe(jax.random.key(0), state, None, params))
+
+    def board(i: int) -> np.ndarray:
+        return grids.board(np.reshape(observe(states[i]), (*shape, 1)[:3]), grids.CHANNELS.get(name, {}))
+
+    return movie.save(path, name, board, returns, 1 / 10)
 
 
 def _space(space: Any, env: Any) -> Space:

@@ -78,7 +78,7 @@ class PlotOptions:
 
 @dataclasses.dataclass
 class RenderOptions:
-    """One greedy episode of one seed's final policy: a GIF, or an HTML page for a Brax env."""
+    """One greedy episode of one seed's final policy as a GIF."""
 
     folder: Annotated[str, tyro.conf.Positional]
     """Folder of the run."""
@@ -89,7 +89,8 @@ class RenderOptions:
     max_steps: int = 500
     """Where the episode is cut."""
     out: str | None = None
-    """File to write; <folder>/episode where not given."""
+    """File to write; <folder>/episode.gif where not given. For a Brax env page.html is Brax's own page, which loads its
+    script, three.js, from the network."""
 
 
 def main() -> None:
@@ -131,7 +132,7 @@ _USAGE = """purerl: reinforcement learning in pure JAX
   purerl train --resume DIR                     go on with an interrupted run
   purerl evaluate DIR                           returns of the final policies over whole episodes
   purerl plot DIR [DIR ...]                     learning curves, IQM over seeds with a 95 % interval
-  purerl render DIR                             one episode of the final policy as a GIF, or HTML for Brax
+  purerl render DIR                             one episode of the final policy as a GIF
   purerl list                                   algorithms, what they can act on, environments"""
 
 

@@ -18,7 +18,7 @@ def episode(
     """Acts greedily from a fresh start state until the episode ends, at most max_steps steps.
 
     Where each env of the training has params of its own, it is an episode of the first one.
-    Returns the env's states before each step, and the return so far after each step `[steps]`.
+    Returns the env's states from the start to the end, and the return when each was reached, `[steps + 1]` from 0 on.
     """
     check_state(algorithm, state, config)
     env, policy = envs.bind(config).copies(1), algorithm.policy(state, config)
@@ -29,24 +29,27 @@ def episode(
         obs, env_state, memory = carry
         action, memory = act(keys[:1], obs, memory)
         next_obs, next_state, reward, terminated, truncated = env.advance(keys[1:], env_state, action)
-        return (next_obs, next_state, memory), (env_state, reward, terminated | truncated)
+        return (next_obs, next_state, memory), (next_state, reward, terminated | truncated)
 
     @jax.jit
     def steps(key: PRNGKey, keys: Any) -> Any:
         start = env.reset(key)
         memory = jax.tree.map(lambda x: jax.numpy.asarray(x)[None], policy.memory)
-        return jax.lax.scan(step, (start.obs, start.state, memory), keys)[1]
+        return start.state, jax.lax.scan(step, (start.obs, start.state, memory), keys)[1]
 
-    steps_of_one = jax.tree.map(lambda x: x[:, 0], steps(reset_key, jax.random.split(loop_key, (max_steps, 2))))
-    states, rewards, done = jax.device_get(steps_of_one)
+    start, trace = jax.device_get(steps(reset_key, jax.random.split(loop_key, (max_steps, 2))))
+    states, rewards, done = jax.tree.map(lambda x: x[:, 0], trace)
     length = int(np.argmax(done)) + 1 if done.any() else max_steps
-    return [jax.tree.map(lambda x, i=i: x[i], states) for i in range(length)], np.cumsum(rewards[:length])
+    after = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(length)]
+    return [jax.tree.map(lambda x: x[0], start), *after], np.append(0.0, np.cumsum(rewards[:length]))
 
 
 def save(path: str | Path, algorithm: ModuleType, state: Any, config: Any, key: PRNGKey, max_steps: int = 1000) -> Path:
-    """Writes an episode to `path`, with the ending that fits the env (.gif or .html), and returns the path written.
+    """Writes an episode as a GIF, with its step and return so far, and returns the path written.
 
-    Raises ValueError for an env that no suite can draw, and ImportError that names the extra that drawing needs.
+    path: .gif is added to one without an ending. A Brax env can also be written as Brax's own page, path.html, which
+    can be turned and zoomed but loads its script, three.js, from the network when it is opened.
+    Raises ValueError for an env that no suite can draw, and for any other ending.
     """
     env = envs.bind(config).copies(1)
     suite = envs.suite_of(env.env)

@@ -81,15 +81,21 @@ def approach(mdp: MDP, allowed: Bool[Array, "S A"]) -> Float[Array, "S A"]:
 class Tabular:
     """An MDP as an environment, whose params are the MDP's own arrays: they can be vmapped like any physics.
 
-    time_limit: steps after which an episode is truncated.
-    Raises ValueError with what is wrong of an MDP that is none (`check`).
+    time_limit: steps after which an episode is truncated. rows: a map to draw episodes on, as `mdp.grid` reads it; its
+    cells are the states, row by row, without its walls # where there are fewer states than cells.
+    Raises ValueError with what is wrong of an MDP that is none (`check`), and for a map that does not fit.
     """
 
-    def __init__(self, mdp: MDP, time_limit: int = 100):
+    def __init__(self, mdp: MDP, time_limit: int = 100, rows: tuple[str, ...] = ()):
         check(mdp)
         if time_limit < 1:
             raise ValueError(f"time_limit must be at least 1, but is {time_limit}.")
-        self.default_params, self.time_limit = jax.tree.map(jnp.asarray, mdp), time_limit
+        cells = "".join(rows)
+        if rows and mdp.num_states not in (len(cells), len(cells) - cells.count("#")):
+            raise ValueError(
+                f"A map of {len(cells)} cells with {cells.count('#')} walls is none of {mdp.num_states} states."
+            )
+        self.default_params, self.time_limit, self.rows = jax.tree.map(jnp.asarray, mdp), time_limit, rows
 
     def observation_space(self, params: MDP) -> Discrete:
         return Discrete(params.num_states)

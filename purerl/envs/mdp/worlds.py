@@ -70,30 +70,34 @@ def frozen_lake(size: str = "4x4", slippery: bool = True) -> MDP:
     return grid(_LAKES[size], {"G": 1.0}, ends="GH", slip=2 / 3 * slippery, directions=(_LEFT, _DOWN, _RIGHT, _UP))
 
 
+_CLIFF = ("." * 12, "." * 12, "." * 12, "S" + "C" * 10 + "G")
+
+
 def cliff_walking() -> MDP:
     """Sutton and Barto (2018), example 6.6: -1 a step, the cliff costs -100 and sends back to the start.
 
     Actions up, right, down, left.
     """
-    rows = ("." * 12, "." * 12, "." * 12, "S" + "C" * 10 + "G")
-    return grid(rows, {".": -1.0, "S": -1.0, "G": -1.0, "C": -100.0}, back_to_start="C")
+    return grid(_CLIFF, {".": -1.0, "S": -1.0, "G": -1.0, "C": -100.0}, back_to_start="C")
+
+
+_MAZE = (
+    "S.........",
+    ".####.###.",
+    ".#......#.",
+    ".#.####.#.",
+    "...#..#...",
+    ".#.#..#.#.",
+    ".#.##.#.#.",
+    ".#......#.",
+    ".####.###.",
+    "...P.....G",
+)
 
 
 def gridworld() -> MDP:
     """Ten by ten cells with walls: -0.04 a step, 1 for the goal, -1 for the pit P; a move slips aside with 0.2."""
-    rows = (
-        "S.........",
-        ".####.###.",
-        ".#......#.",
-        ".#.####.#.",
-        "...#..#...",
-        ".#.#..#.#.",
-        ".#.##.#.#.",
-        ".#......#.",
-        ".####.###.",
-        "...P.....G",
-    )
-    return grid(rows, {".": -0.04, "S": -0.04, "G": 1.0, "P": -1.0}, ends="GP", slip=0.2)
+    return grid(_MAZE, {".": -0.04, "S": -0.04, "G": 1.0, "P": -1.0}, ends="GP", slip=0.2)
 
 
 def random_walk(num_states: int = 5) -> MDP:
@@ -137,15 +141,32 @@ def four_rooms() -> MDP:
     return enumeration.tables(gymnax.make("FourRooms-misc"))
 
 
-NAMES: dict[str, tuple[Callable[[], MDP], int]] = {
-    "mdp/frozen_lake_4x4": (functools.partial(frozen_lake, "4x4", False), 100),
-    "mdp/frozen_lake_4x4_slippery": (functools.partial(frozen_lake, "4x4", True), 100),
-    "mdp/frozen_lake_8x8": (functools.partial(frozen_lake, "8x8", False), 200),
-    "mdp/frozen_lake_8x8_slippery": (functools.partial(frozen_lake, "8x8", True), 200),
-    "mdp/cliff_walking": (cliff_walking, 1000),
-    "mdp/gridworld": (gridworld, 100),
-    "mdp/random_walk": (random_walk, 1000),
-    "mdp/four_rooms": (four_rooms, 500),
+_ROOMS = (
+    "#############",
+    "#.....#.....#",
+    "#.....#.....#",
+    "#...........#",
+    "#S....#.....#",
+    "#.....#.....#",
+    "##.####.....#",
+    "#.....###.###",
+    "#.....#..G..#",
+    "#.....#.....#",
+    "#...........#",
+    "#.....#.....#",
+    "#############",
+)
+
+# Each with its time limit and its map.
+NAMES: dict[str, tuple[Callable[[], MDP], int, tuple[str, ...]]] = {
+    "mdp/frozen_lake_4x4": (functools.partial(frozen_lake, "4x4", False), 100, _LAKES["4x4"]),
+    "mdp/frozen_lake_4x4_slippery": (functools.partial(frozen_lake, "4x4", True), 100, _LAKES["4x4"]),
+    "mdp/frozen_lake_8x8": (functools.partial(frozen_lake, "8x8", False), 200, _LAKES["8x8"]),
+    "mdp/frozen_lake_8x8_slippery": (functools.partial(frozen_lake, "8x8", True), 200, _LAKES["8x8"]),
+    "mdp/cliff_walking": (cliff_walking, 1000, _CLIFF),
+    "mdp/gridworld": (gridworld, 100, _MAZE),
+    "mdp/random_walk": (random_walk, 1000, ("T..S..G",)),
+    "mdp/four_rooms": (four_rooms, 500, _ROOMS),
 }
 
 
@@ -156,8 +177,8 @@ def names() -> list[str]:
 
 def make(name: str) -> Tabular:
     """The environment of one of `names`."""
-    model, time_limit = NAMES[name]
-    return Tabular(model(), time_limit)
+    model, time_limit, rows = NAMES[name]
+    return Tabular(model(), time_limit, rows)
 
 
 def adapts(env: Any) -> bool:
@@ -171,5 +192,16 @@ def adapt(env: Tabular) -> Tabular:
 
 
 def draw(path: Path, env: Tabular, params: MDP, states: list[Any], returns: np.ndarray) -> Path:
-    """Raises ValueError: a table does not say where its states lie."""
-    raise ValueError("A Tabular env has numbered states that lie nowhere, so there is nothing to draw.")
+    """Writes an episode on the env's map as a GIF and returns its path.
+
+    Raises ValueError for an env without a map, and for a path that does not end in .gif.
+    """
+    from purerl.envs.drawing import grids, movie
+
+    path = movie.place(path)
+    if not env.rows:
+        raise ValueError("This table does not say where its states lie: give Tabular a map to draw on, in `rows`.")
+    tiles = np.array([list(row) for row in env.rows])
+    everywhere = tiles.size == params.num_states
+    cells = np.argwhere(np.ones_like(tiles, bool) if everywhere else tiles != "#")
+    return movie.save(path, "mdp", lambda i: grids.walk(env.rows, tuple(cells[states[i][0]])), returns, 1 / 5)
