@@ -137,7 +137,13 @@ def write(options: Options, facts: Mapping[str, str]) -> str:
 def draw(env: str, finished: Sequence[Run]) -> Figure:
     """Return of training episodes over env steps, each method's curve as long as its budget."""
     figure, panel = plt.subplots(figsize=(6, 4), layout="constrained")
-    colors = dict(zip([*(name.upper() for name in ALGORITHMS), PPO.label], ("C0", "C1", "C2", "0.35"), strict=True))
+    colors = dict(
+        zip(
+            [*(name.upper() for name in ALGORITHMS), PPO.label],
+            ("tab:blue", "tab:orange", "tab:green", "0.35"),
+            strict=True,
+        )
+    )
     lines = {}
     for run in finished:
         panel.set_prop_cycle(color=[colors[run.method.label]])
