@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed import cases, kernels, measure, policy_gradients, report
+from benchmarks.speed import cases, kernels, measure, off_policy, policy_gradients, report
 from benchmarks.speed.__main__ import libraries_of
 from benchmarks.speed.bench import PURERL, Bench, ask_each
 from benchmarks.speed.report import Report
@@ -151,9 +151,83 @@ def test_update_of_trpo_over_that_of_ppo() -> None:
 
 def test_second_core_is_judged_for_each() -> None:
     found = bench()
-    policy_gradients.conclude_two_cores(found, {"a2c": ([1.0, 2.0], [1.8, 3.6]), "ppo": ([2.0, 2.0], [2.0, 4.0])})
+    policy_gradients.conclude_cores(
+        found, "two-cores", {"a2c": ([1.0, 2.0], [1.8, 3.6]), "ppo": ([2.0, 2.0], [2.0, 4.0])}
+    )
     assert verdicts(found) == [("1.80x", ">= 1.8x", "reached"), ("1.50x", ">= 1.8x", "NOT reached")]
     assert "a2c 1.80, ppo 1.50" in found.report.words[0]
+
+
+# At its median SBX is the faster as it comes, although its other start has the fastest single run.
+SAC_SECONDS = {
+    "purerl": [1.0, 2.0, 4.0],
+    "sb3": [9.0, 9.0, 90.0],
+    "sb3 OMP_NUM_THREADS=1": [2.0, 5.0, 12.0],
+    "sbx": [1.5, 3.0, 6.4],
+    "sbx, equal": [1.0, 4.0, 8.0],
+}
+
+
+def test_sac_against_each_library_at_its_fastest() -> None:
+    found = bench()
+    off_policy.conclude_sac(found, SAC_SECONDS)
+    assert verdicts(found) == [("2.50x", ">= 2.5x", "reached"), ("1.50x", ">= 1.5x", "reached")]
+    rows = {(row.side, row.unit): row.values for row in found.report.rows}
+    assert rows["purerl", "1/s"] == [3500, 1750, 875]
+    assert rows["purerl / sb3 OMP_NUM_THREADS=1", "x"] == [2.0, 2.5, 3.0]
+    assert rows["purerl / sbx", "x"] == [1.5, 1.5, 1.6]
+    (words,) = found.report.words
+    assert "1,750 env steps per second, 2.50 times those of Stable-Baselines3 at its fastest" in words
+    assert "1.50 times those of SBX at its fastest (sbx)" in words
+
+
+def test_sac_alone() -> None:
+    found = bench()
+    off_policy.conclude_sac(found, {"purerl": [1.0, 2.0, 4.0]})
+    assert [verdict.result() for verdict in found.report.verdicts] == ["not measured"] * 2
+    assert "Stable" not in found.report.words[0]
+
+
+def test_sac_beside_each_library_in_two_ways() -> None:
+    found = Bench(5, False, {"sb3": "torch", "sbx": "jax"}, {"JAX_NUM_CPU_DEVICES": "2"}, Report({}, 5, False))
+    assert [(start.name, start.command[0], start.variables) for start in off_policy.rivals(found)] == [
+        ("sb3", "torch", {}),
+        ("sb3 OMP_NUM_THREADS=1", "torch", {"OMP_NUM_THREADS": "1"}),
+        ("sbx", "jax", {}),
+        ("sbx, equal", "jax", {"JAX_NUM_CPU_DEVICES": "2"}),
+    ]
+    assert off_policy.rivals(Bench(5, False, {"sb3": None, "sbx": None}, {}, Report({}, 5, False))) == []
+
+
+def test_share_of_the_peak() -> None:
+    """12 MFLOP in 1 ms are 12 GFLOP/s; the best repetition of each peak counts, and the median of the steps."""
+    found = bench()
+    seconds = dict(zip(off_policy.PARTS, (1e-4, 5e-4, 2e-4, 1e-4, 5e-5, 1e-3, 4e-5), strict=True))
+    rounds = [seconds, seconds | {"whole": 2e-3}, seconds | {"whole": 5e-4}]
+    off_policy.conclude_parts(found, 12e6, rounds, {"chain": [20e9, 24e9], "large": [48e9, 30e9]})
+    rows = {(row.measure, row.unit): row.values for row in found.report.rows}
+    assert rows["matrix products of a gradient step", "GFLOP/s"] == pytest.approx([12, 6, 24])
+    assert rows["critics, forward and backward", "us"] == pytest.approx([500] * 3)
+    assert rows["critics, forward and backward", "% of gradient step"] == pytest.approx([50, 25, 100])
+    assert rows["gradient step over chained products of 256 x 256", "% of peak"] == pytest.approx([50, 25, 100])
+    assert rows["gradient step over large product", "% of peak"] == pytest.approx([25, 12.5, 50])
+    (words,) = found.report.words
+    assert "a gradient step of 1000 us reaches 50 % of the peak of chained" in words and "would take 500 us" in words
+    assert "500 us critics, forward and backward" in words and "an env step takes 40 us" in words
+
+
+def test_memory_of_hopper_is_judged_by_speed_and_size() -> None:
+    found = bench()
+    off_policy.conclude_hopper(found, 111.0, {"capacity 1e4": [10.0, 20.0, 40.0], "capacity 1e6": [9.0, 17.0, 20.0]})
+    assert verdicts(found) == [("0.85x", ">= 0.85x", "reached"), ("111.00", "<= 110", "NOT reached")]
+
+
+def test_compile_time_is_judged_against_that_of_rejax() -> None:
+    found = bench()
+    seconds = {"purerl": [2.0, 4.0, 3.0], "rejax": [9.0, 9.0, 9.0], "rejax, equal": [1.0, 4.0, 2.0]}
+    measure.judge_compilation(found, "sac-1", seconds, 1.3)
+    measure.judge_compilation(found, "td3-1", {"purerl": [1.0]}, 1.3)
+    assert verdicts(found) == [("1.50x", "<= 1.3x", "NOT reached"), ("not run", "<= 1.3x", "not measured")]
 
 
 def test_compile_time_is_judged_against_that_of_ppo() -> None:
@@ -178,7 +252,10 @@ def test_terms_are_shown_for_the_cases_that_ran() -> None:
 def test_a_library_is_made_for_the_cases_that_need_it() -> None:
     assert libraries_of(measure.CASES) == list(cases.LIBRARIES)
     assert libraries_of(["a2c", "trpo"]) == ["sb3"] and libraries_of(["ppo-1"]) == ["rejax"]
-    assert libraries_of(["trpo", "two-cores", "compile"]) == []
+    assert libraries_of(["trpo", "two-cores", "compile", "sac-parts", "hopper-replay", "off-policy-cores"]) == []
+    assert libraries_of(["sac-256"]) == ["sb3", "sbx"] and libraries_of(["sac-1"]) == libraries_of(["td3-1"]) == [
+        "rejax"
+    ]
     named = [library.cases for library in cases.LIBRARIES.values()] + list(cases.TERMS.values())
     assert {case for group in named for case in group} <= measure.CASES.keys()
 

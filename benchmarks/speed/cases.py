@@ -22,13 +22,19 @@ LIBRARIES = {
         ("rejax==0.1.3", "gymnax<1"),
         ("jax", "jaxlib"),
         ("rejax", "jax", "jaxlib", "flax", "optax", "gymnax", "numpy"),
-        ("ppo-1", "ppo-16", "dqn-1", "profile", "import"),
+        ("ppo-1", "ppo-16", "dqn-1", "profile", "import", "sac-1", "td3-1"),
     ),
     "sb3": Library(
         ("stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium==1.4.0"),
         (),
         ("stable-baselines3", "torch", "gymnasium", "numpy"),
-        ("a2c",),
+        ("a2c", "sac-256"),
+    ),
+    "sbx": Library(
+        ("sbx-rl==0.28.0", "stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium==1.4.0"),
+        ("jax", "jaxlib"),
+        ("sbx-rl", "stable-baselines3", "jax", "jaxlib", "flax", "optax", "torch", "gymnasium", "numpy"),
+        ("sac-256",),
     ),
 }
 
@@ -47,6 +53,16 @@ A2C |= {"learning_rate": 1e-3, "gamma": 0.99, "gae_lambda": 1.0, "vf_coef": 0.5,
 LIKE_A2C = {"num_envs": 64, "num_steps": 8, "num_epochs": 4, "num_minibatches": 4, "anneal_learning_rate": False}
 # Settings that PPO and TRPO know by the same names: equal data, and equally many steps of the critic.
 TRPO = {"num_envs": 4, "num_steps": 128, "num_epochs": 4, "num_minibatches": 4}
+
+# Settings of SAC and TD3. One learning rate is for all that they train, and the memory holds every step.
+OFF_POLICY: dict[str, Any] = {"num_envs": 1, "buffer_size": 10_000, "batch_size": 256, "learning_rate": 1e-3}
+OFF_POLICY |= {"gamma": 0.99}
+OFF_POLICY_PREFILL = 1000
+OFF_POLICY_UPDATE = 500  # gradient steps, and env steps, of one purerl `update`
+TAU = 0.005
+# By purerl's names and on its scale, on which actions go from -1 to 1.
+TD3_NOISE = {"exploration_noise": 0.1, "target_noise": 0.2, "noise_clip": 0.5}
+POLICY_DELAY = 2
 
 SAME_WORK = """\
 PPO: CartPole-v1, 4 envs x 128 steps, 4 epochs x 4 minibatches, two 64-64 tanh towers, constant learning rate, clipped
@@ -86,14 +102,56 @@ BY_DEFAULT = """\
 Compile time: `jax.jit(train).lower(key, config)` and `.compile()` of each algorithm with its default settings on
 CartPole-v1, each time in a fresh process after `use_all_cores()`, without a compilation cache."""
 
+SAME_OFF_POLICY = """\
+SAC and TD3: Pendulum-v1, 1 env, batch 256, one gradient step after each env step, 64-64 relu in the actor and in both
+critics, float32, Adam at 1e-3, gamma .99, tau .005, memory 1e4, which holds every step, the first 1000 without
+learning. SAC learns its temperature from 1 and moves its targets at every gradient step. TD3 moves actor and targets at
+every second one, with noise of .1 on actions and of .2, clipped at .5, on the target's, on a scale from -1 to 1.
+Neither side evaluates. What differs is part of each library. rejax draws a batch without replacement, for which it
+draws a number for each place of the memory and picks the largest; its TD3 climbs the mean of both critics where the
+paper and purerl climb the first; its SAC acts by its policy while the memory fills and moves its targets there as well;
+its SAC has two heads for the mean and the deviation of an action; a time limit counts as termination; it returns no
+metrics. purerl keeps the true next observation and tells termination from truncation, starts layers orthogonal and
+returns losses, norms of gradients and returns of episodes."""
+
+SAME_SAC_256 = """\
+SAC with 256-256 relu in the actor and in both critics; Pendulum-v1, 1 env, batch 256, one gradient step after each env
+step, float32, Adam at 1e-3, gamma .99, tau .005 at every gradient step, memory 1e4, a temperature learned from 1 with a
+target entropy of -1, the first 1000 steps without learning. Stable-Baselines3 and SBX step gymnasium's Pendulum-v1 in a
+DummyVecEnv with a Monitor, purerl gymnax's. Stable-Baselines3 computes on the CPU with PyTorch's threads as they come
+and with one (OMP_NUM_THREADS=1); SBX with its XLA as it comes and with the devices and flags of `use_all_cores()`; of
+each library the faster start counts. What differs is part of each library: both step their env in Python and draw
+batches by numpy; Stable-Baselines3 also derives the actor's loss for the critics' weights, which it does not use. What
+is timed is a training from its seed to its end, in purerl without compiling. SBX compiles anew for each new agent; to
+leave that out, one agent goes on learning, and begins each training with as many steps without learning."""
+
+PARTS = """\
+Parts of SAC's gradient step at 256-256 and batch 256: each is a jitted program of its own, run many times in a row in
+one loop, in which the batch changes a little from turn to turn, so that nothing is computed once for all. A program by
+itself may be cheaper or dearer than as part of the whole, so the parts need not add up. The products' operations are
+counted from the sizes of the networks, all else as nothing. A peak is the most of the repetitions: of a chain of 256 x
+256 products of which each takes the result of the one before, and of one large product; one CPU device each."""
+
+HOPPER = """\
+Replay of hopper: float32 observations of 11 and actions of 3 numbers in a full memory. A step writes one transition
+over the oldest and draws a batch of 256."""
+
+OFF_POLICY_CORES = """\
+One and two cores: as the case of the policy gradients, with SAC's and TD3's default settings on Pendulum-v1."""
+
 # What counts as the same work, and the cases that it is said of.
 TERMS = {
     SAME_WORK: ("ppo-1", "ppo-16", "dqn-1", "profile"),
-    STARTS: ("ppo-1", "ppo-16", "dqn-1", "profile"),
+    SAME_OFF_POLICY: ("sac-1", "td3-1"),
+    STARTS: ("ppo-1", "ppo-16", "dqn-1", "profile", "sac-1", "td3-1"),
     SAME_A2C: ("a2c",),
     SAME_TRPO: ("trpo",),
     ONE_AND_TWO: ("two-cores",),
     BY_DEFAULT: ("compile",),
+    SAME_SAC_256: ("sac-256",),
+    PARTS: ("sac-parts",),
+    HOPPER: ("hopper-replay",),
+    OFF_POLICY_CORES: ("off-policy-cores",),
 }
 
 
@@ -102,7 +160,8 @@ class Work:
     """One training that the libraries share.
 
     env_steps: of one seed. quick_env_steps: the same for --quick. target, aim: purerl's speed over rejax's as it comes.
-    equal_target: the same at equal devices and flags; None where there is none.
+    equal_target: the same at equal devices and flags; None where there is none. compile_target: the most times rejax's
+    seconds of tracing and compiling, at equal devices and flags. hidden_size: of each hidden layer.
     nproc: the NPROC of rejax's second start. seeds_at_once: seeds that purerl's runner vmaps on each device.
     """
 
@@ -113,6 +172,8 @@ class Work:
     target: float = 1.0
     aim: float = 1.0
     equal_target: float | None = None
+    compile_target: float | None = None
+    hidden_size: int = 64
     nproc: int = 2
     seeds_at_once: int = 1
 
@@ -126,6 +187,8 @@ TRAININGS = {
     "ppo-1": Work("ppo", 1, 392 * PPO_UPDATE, 4 * PPO_UPDATE, target=1.0, aim=1.3, equal_target=1.3),
     "ppo-16": Work("ppo", 16, 196 * PPO_UPDATE, 4 * PPO_UPDATE, target=2.0, aim=2.0, nproc=16, seeds_at_once=8),
     "dqn-1": Work("dqn", 1, 20_000, 2_000, target=1.4, aim=1.4, equal_target=1.4),
+    "sac-1": Work("sac", 1, 10_000, 1_500, target=1.3, aim=1.3, equal_target=1.3, compile_target=1.3),
+    "td3-1": Work("td3", 1, 10_000, 1_500, target=1.3, aim=1.3, equal_target=1.3, compile_target=1.3),
 }
 
 # The profile tells the loop over updates from the others by its turns, so no other loop may have as many.
@@ -134,4 +197,5 @@ WORK = TRAININGS | {
     "profile": Work("ppo", 1, PROFILE_UPDATES * PPO_UPDATE, PROFILE_UPDATES * PPO_UPDATE),
     "a2c": Work("a2c", 1, 200 * A2C_UPDATE, 4 * A2C_UPDATE),
     "trpo": Work("trpo", 1, 196 * PPO_UPDATE, 4 * PPO_UPDATE),
+    "sac-256": Work("sac", 1, 3_500, 1_500, hidden_size=256),
 }

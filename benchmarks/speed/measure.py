@@ -6,7 +6,7 @@ import statistics
 import sys
 from collections.abc import Callable
 
-from benchmarks.speed import policy_gradients, report
+from benchmarks.speed import off_policy, policy_gradients, report
 from benchmarks.speed.bench import PURERL, Bench, ask_each, run_in_turn
 from benchmarks.speed.cases import DQN_UPDATE, TRAININGS
 from benchmarks.speed.report import NO_TARGET
@@ -71,6 +71,20 @@ def measure_compilation(bench: Bench, case: str, starts: list[Start]) -> None:
             bench.report.add(case, side, phase, "s", [seconds[phase] for seconds in answers])
         if len(answers[0]) > 1:
             bench.report.add(case, side, "trace and compile", "s", [sum(seconds.values()) for seconds in answers])
+    totals = {side: [sum(seconds.values()) for seconds in answers] for side, answers in built.items()}
+    if (most := TRAININGS[case].compile_target) is not None:
+        judge_compilation(bench, case, totals, most)
+
+
+def judge_compilation(bench: Bench, case: str, seconds: dict[str, list[float]], most: float) -> None:
+    """purerl's seconds of tracing and compiling over those of rejax with the same devices and flags."""
+    what, target, rival = "compile time over rejax's, equal devices and flags", f"<= {most}x", "rejax, equal"
+    if rival not in seconds:
+        bench.report.judge(case, what, "not run", target, None)
+        return
+    ratio = report.ratio(seconds[rival], {"purerl": seconds["purerl"]})
+    bench.report.add(case, f"purerl / {rival}", "trace and compile", "x", ratio.values)
+    bench.report.judge(case, what, f"{ratio.median:.2f}x", target, ratio.median <= most)
 
 
 def measure_profile(bench: Bench) -> None:
@@ -237,4 +251,5 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "planning": measure_planning,
     "pqn": measure_pqn,
     **policy_gradients.CASES,
+    **off_policy.CASES,
 }

@@ -5,7 +5,7 @@ For each case one function starts the processes and asks them in turn, and one s
 
 import contextlib
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from benchmarks.speed import report
 from benchmarks.speed.bench import PURERL, Bench, ask_each, run_in_turn
@@ -110,33 +110,38 @@ def conclude_trpo(bench: Bench, seconds: Mapping[str, list[float]]) -> None:
 
 
 def measure_two_cores(bench: Bench) -> None:
+    """The second core of the policy gradients."""
+    measure_cores(bench, "two-cores", ALGORITHMS, "CartPole-v1", 20_000 if bench.quick else 100_000)
+
+
+def measure_cores(bench: Bench, case: str, algorithms: Iterable[str], env: str, env_steps: int) -> None:
     """Env steps per second of 16 seeds of each algorithm on two cores and on one."""
     rates = {}
-    work = {"env": "CartPole-v1", "seeds": 16, "env_steps": 20_000 if bench.quick else 100_000, "tuned": False}
-    for algorithm in ALGORITHMS:
+    work = {"env": env, "seeds": 16, "env_steps": env_steps, "tuned": False}
+    for algorithm in algorithms:
         with contextlib.ExitStack() as stack:
-            workers = [stack.enter_context(Worker(PURERL, f"two-cores {algorithm}")) for _ in range(2)]
+            workers = [stack.enter_context(Worker(PURERL, f"{case} {algorithm}")) for _ in range(2)]
             for cores, worker in enumerate(workers, start=1):
                 worker.ask("use_cores", cores=cores)
                 worker.ask("build_seeds", algorithm=algorithm, **work)
             rounds = [[worker.ask("rate") for worker in workers] for _ in range(1 + bench.repeats)][1:]
         rates[algorithm] = tuple(list(values) for values in zip(*rounds, strict=True))
-    conclude_two_cores(bench, rates)
+    conclude_cores(bench, case, rates)
 
 
-def conclude_two_cores(bench: Bench, rates: Mapping[str, tuple[list[float], ...]]) -> None:
+def conclude_cores(bench: Bench, case: str, rates: Mapping[str, tuple[list[float], ...]]) -> None:
     """What the second core brings, from each algorithm's env steps per second on one core and on two."""
     gains = {}
     for algorithm, (one, two) in rates.items():
         for cores, values in (("one core", one), ("two cores", two)):
-            bench.report.add("two-cores", algorithm, f"env steps of 16 seeds, {cores}", "1/s", values)
+            bench.report.add(case, algorithm, f"env steps of 16 seeds, {cores}", "1/s", values)
         ratios = [x / y for x, y in zip(two, one, strict=True)]
-        bench.report.add("two-cores", algorithm, "two cores over one", "x", ratios)
+        bench.report.add(case, algorithm, "two cores over one", "x", ratios)
         gains[algorithm] = gain = statistics.median(ratios)
         what = f"env steps/s of 16 seeds of {algorithm} on two cores over one"
-        bench.report.judge("two-cores", what, f"{gain:.2f}x", f">= {LEAST_CORES}x", gain >= LEAST_CORES)
+        bench.report.judge(case, what, f"{gain:.2f}x", f">= {LEAST_CORES}x", gain >= LEAST_CORES)
     each = ", ".join(f"{algorithm} {gain:.2f}" for algorithm, gain in gains.items())
-    bench.report.words.append(f"two-cores: with a second core sixteen seeds run so many times as fast: {each}.")
+    bench.report.words.append(f"{case}: with a second core sixteen seeds run so many times as fast: {each}.")
 
 
 def measure_compile(bench: Bench) -> None:

@@ -10,14 +10,30 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 
 import purerl
 from benchmarks.speed import kernels
-from benchmarks.speed.cases import DQN, DQN_PREFILL, DQN_TARGET_PERIOD, DQN_UPDATE, PPO, PROFILE_UPDATES, WORK, Work
+from benchmarks.speed.cases import (
+    DQN,
+    DQN_PREFILL,
+    DQN_TARGET_PERIOD,
+    DQN_UPDATE,
+    OFF_POLICY,
+    OFF_POLICY_PREFILL,
+    OFF_POLICY_UPDATE,
+    POLICY_DELAY,
+    PPO,
+    PROFILE_UPDATES,
+    TAU,
+    TD3_NOISE,
+    WORK,
+    Work,
+)
 from benchmarks.speed.sides import Side, compile_timed, serve
-from purerl import dqn, envs, mdp, ppo, q_learning, runner, value_iteration
-from purerl.core import optimize
+from purerl import dqn, envs, mdp, ppo, q_learning, runner, sac, td3, value_iteration
+from purerl.core import optimize, replay
 from purerl.core.rollout import unroll
 
 
@@ -34,7 +50,7 @@ class Purerl(Side):
     def build_one(self, work: Work, quick: bool) -> dict[str, float]:
         """One seed: the algorithm's `train`."""
         purerl.use_all_cores()
-        return self.build_train(work.algorithm, make_config(work.algorithm, work.steps(quick)))
+        return self.build_train(work.algorithm, make_config(work.algorithm, work.steps(quick), **layers(work)))
 
     def build_cartpole(self, algorithm: str, env_steps: int, settings: dict[str, Any]) -> dict[str, float]:
         """One seed on CartPole, by default but for the settings; seconds of tracing and compiling."""
@@ -86,6 +102,36 @@ class Purerl(Side):
 
         compiled, _ = compile_timed(jax.jit(updates), state, config)
         self.train = lambda seed: jax.block_until_ready(compiled(state, config))
+
+    def build_memory(self, env: str, capacity: int, batch_size: int, steps: int) -> float:
+        """Prepares `run`: steps of writing one transition to a full memory and drawing a batch; bytes of a transition.
+
+        The program is given the memory to write to, since a copy of a large one would count.
+        """
+        purerl.use_all_cores()
+        example = envs.bind(sac.Config(env=env)).transition
+        one = jax.tree.map(lambda x: jnp.ones((1, *x.shape), x.dtype), example)
+
+        def turn(carry: Any, key: Any) -> tuple[Any, None]:
+            memory, _ = carry
+            memory = replay.add(memory, one)
+            return (memory, replay.sample(key, memory, batch_size, example)), None
+
+        def turns(memory: Any, keys: Any) -> Any:
+            shapes = jax.eval_shape(lambda key: replay.sample(key, memory, batch_size, example), keys[0])
+            blank = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return jax.lax.scan(turn, (memory, blank), keys)[0]
+
+        keys = jax.random.split(jax.random.key(0), steps)
+        self.memory = replay.init(capacity, example)._replace(size=jnp.int32(capacity))
+        size = tree_bytes(self.memory) / capacity
+        compiled, _ = compile_timed(jax.jit(turns, donate_argnums=0), self.memory, keys)
+
+        def train(seed: int) -> None:
+            self.memory, _ = jax.block_until_ready(compiled(self.memory, keys))
+
+        self.train = train
+        return size
 
     def use_cores(self, cores: int) -> int:
         """Keeps this process on that many cores from here on; the number of its devices. It comes before all else."""
@@ -172,9 +218,9 @@ class Purerl(Side):
 
     def build_parts(self, algorithm: str, quick: bool) -> dict[str, Any]:
         """Compiles a loop over each part of an update; the part names, and the FLOPs of one update's gradient steps."""
-        num_updates = {"ppo": (100, 2), "dqn": (5, 1)}[algorithm][quick]
-        config = make_config(algorithm, 1_000_000)
-        parts = {"ppo": ppo_parts, "dqn": dqn_parts}[algorithm](config)
+        num_updates = {"ppo": (100, 2), "dqn": (5, 1), "sac": (400, 2)}[algorithm][quick]
+        config = make_config(algorithm, 1_000_000, **(layers(WORK["sac-256"]) if algorithm == "sac" else {}))
+        parts = {"ppo": ppo_parts, "dqn": dqn_parts, "sac": sac_parts}[algorithm](config)
         self.num_updates = num_updates
         self.parts = {name: compile_part(part, num_updates) for name, part in parts.items()}
         jax.block_until_ready([program() for program in self.parts.values()])  # first runs touch fresh memory
@@ -185,6 +231,16 @@ class Purerl(Side):
         started = time.perf_counter()
         jax.block_until_ready(self.parts[name]())
         return (time.perf_counter() - started) / self.num_updates
+
+    def chain_speed(self, size: int) -> float:
+        """FLOP/s of square float32 products of which each multiplies the result of the one before."""
+        turns = 500
+        matrix = jnp.asarray(np.linalg.qr(np.random.default_rng(0).normal(size=(size, size)))[0], jnp.float32)
+
+        def chain(start: Any, matrix: Any) -> Any:
+            return jax.lax.fori_loop(0, turns, lambda _, x: x @ matrix, start)
+
+        return turns * 2 * size**3 / least_seconds(jax.jit(chain), matrix, matrix)
 
     def matmul_peak(self) -> float:
         """The best FLOP/s of a large float32 matrix product on one CPU device, over three sizes."""
@@ -197,10 +253,26 @@ def make_config(algorithm: str, env_steps: int, **changes: Any) -> Any:
         towers = {"actor_hidden_sizes": (64, 64), "critic_hidden_sizes": (64, 64), "activation": "tanh"}
         like_rejax = {"anneal_learning_rate": False, "clip_value": True, **towers}
         return ppo.Config(**{"env": "CartPole-v1", "total_timesteps": env_steps, **PPO, **like_rejax, **changes})
+    if algorithm in ("sac", "td3"):
+        common = {"env": "Pendulum-v1", "total_timesteps": env_steps, **OFF_POLICY, "tau": TAU}
+        common |= {"num_steps": 1, "gradient_steps": 1, "iterations_per_update": OFF_POLICY_UPDATE}
+        common |= {"learning_starts": OFF_POLICY_PREFILL, "activation": "relu"}
+        common |= {"critic_learning_rate": OFF_POLICY["learning_rate"]}
+        if algorithm == "td3":
+            return td3.Config(**{**common, **TD3_NOISE, "policy_delay": POLICY_DELAY, **changes})
+        temperature = {"learn_alpha": True, "alpha": 1.0, "alpha_learning_rate": OFF_POLICY["learning_rate"]}
+        return sac.Config(**{**common, **temperature, "target_entropy": -1.0, **changes})
     loop = {"num_steps": 1, "gradient_steps": 1, "iterations_per_update": DQN_UPDATE, "learning_starts": DQN_PREFILL}
     target = {"double_q": True, "target_update_period": DQN_TARGET_PERIOD}
     like_rejax = {**loop, **target, "hidden_sizes": (64, 64), "activation": "relu"}
     return dqn.Config(**{"env": "CartPole-v1", "total_timesteps": env_steps, **DQN, **like_rejax, **changes})
+
+
+def layers(work: Work) -> dict[str, Any]:
+    """The hidden layers of the work's networks, where they are no constant of the algorithm's work."""
+    sizes = (work.hidden_size, work.hidden_size)
+    named = {"actor_hidden_sizes": sizes, "critic_hidden_sizes": sizes}
+    return named if work.algorithm in ("sac", "td3") else {}
 
 
 def tree_bytes(tree: Any) -> int:
@@ -301,10 +373,74 @@ def dqn_parts(config: Any) -> dict[str, Part]:
     }
 
 
+def sac_parts(config: Any) -> dict[str, Part]:
+    """SAC's gradient step, its pieces, and an env step; each for one gradient step."""
+    state = jax.jit(sac.init)(jax.random.key(0), config)
+    batch, discount = jax.jit(sac.draw_batch)(jax.random.key(1), state, config)
+    noise = jax.random.normal(jax.random.key(2), (2, config.batch_size, envs.bind(config).action_size))
+    fixed = (config, state.params, state.target_critic, batch, discount, noise)
+    target = jax.jit(target_of)(fixed)
+    grads = jax.jit(lambda fixed: (actor_grads(fixed)[0], critic_grads((*fixed, target))[0]))(fixed)
+
+    def adam(key: Any, carry: Any, fixed: Any) -> tuple[Any, Any]:
+        (actor, critic, log_alpha), opt_state, target_critic = carry
+        config, (actor_slope, critic_slope) = fixed
+        rate = config.learning_rate
+        actor, actor_opt = optimize.adam_step(actor_slope, actor, opt_state.actor, rate)
+        critic, critic_opt = optimize.adam_step(critic_slope, critic, opt_state.critic, rate)
+        log_alpha, alpha_opt = optimize.adam_step(jnp.ones(()), log_alpha, opt_state.log_alpha, rate)
+        target_critic = optax.incremental_update(critic, target_critic, config.tau)
+        params, opt_state = sac.Params(actor, critic, log_alpha), sac.Params(actor_opt, critic_opt, alpha_opt)
+        return (params, opt_state, target_critic), ()
+
+    nudge = jnp.zeros(())
+    return {
+        "target": Part(nudged(target_of), nudge, fixed, 1),
+        "critics": Part(nudged(critic_grads), nudge, (*fixed, target), 1),
+        "actor": Part(nudged(actor_grads), nudge, fixed, 1),
+        "adam": Part(adam, (state.params, state.opt_state, state.target_critic), (config, grads), 1),
+        "draw": Part(lambda key, carry, fixed: (carry, sac.draw_batch(key, *fixed)), (), (state, config), 1),
+        "whole": Part(lambda key, state, config: sac.gradient_step(key, noise, state, config), state, config, 1),
+        "collect": Part(sac.collect, state, config, 1),
+    }
+
+
+def nudged(part: Callable[[Any], Any]) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+    """A Part's step: part(fixed) with observations a little off, by what came before, or XLA would compute it once."""
+
+    def step(key: Any, nudge: Any, fixed: Any) -> tuple[Any, Any]:
+        config, params, target_critic, batch, *others = fixed
+        batch = batch._replace(obs=batch.obs + nudge, final_obs=batch.final_obs + nudge)
+        output = part((config, params, target_critic, batch, *others))
+        return 1e-9 * jax.tree.leaves(output)[0].reshape(-1)[0], output
+
+    return step
+
+
+def target_of(fixed: Any) -> Any:
+    """SAC's target: three forward passes of the networks."""
+    config, params, target_critic, batch, discount, noise = fixed
+    return sac.td_target(noise[0], params, target_critic, batch, discount, config)
+
+
+def critic_grads(fixed: Any) -> Any:
+    """Gradients and metrics of the critics' loss."""
+    config, params, _, batch, _, _, target = fixed
+    return jax.grad(sac.critic_loss, has_aux=True)(params.critic, target, batch, config)
+
+
+def actor_grads(fixed: Any) -> Any:
+    """Gradients of the actor's loss, and log probabilities."""
+    config, params, _, batch, _, noise = fixed
+    return jax.grad(sac.actor_loss, has_aux=True)(params.actor, noise[1], params, batch, config)
+
+
 def gradient_flops(algorithm: str, config: Any) -> int:
     """FLOPs of the matrix products in one update's gradient steps; everything else counts as nothing."""
     env = envs.bind(config)
     obs_size = math.prod(env.obs_space.shape)
+    if algorithm == "sac":
+        return sac_flops(config, obs_size, env.action_size)
     if algorithm == "ppo":
         batch = config.num_envs * config.num_steps // config.num_minibatches
         towers = ((*config.actor_hidden_sizes, env.num_actions), (*config.critic_hidden_sizes, 1))
@@ -317,6 +453,17 @@ def gradient_flops(algorithm: str, config: Any) -> int:
     return config.iterations_per_update * config.gradient_steps * per_step
 
 
+def sac_flops(config: Any, obs_size: int, action_size: int) -> int:
+    """FLOPs of the matrix products in one gradient step of SAC."""
+    actor = (obs_size, *config.actor_hidden_sizes, 2 * action_size)
+    critic = (obs_size + action_size, *config.critic_hidden_sizes, 1)
+    target = network_flops(actor, config.batch_size, False) + 2 * network_flops(critic, config.batch_size, False)
+    critics_loss = 2 * network_flops(critic, config.batch_size, True)
+    # The actor's gradient comes through both critics to their input, not to their weights: as much as forward again.
+    through_critics = 4 * network_flops(critic, config.batch_size, False)
+    return target + critics_loss + network_flops(actor, config.batch_size, True) + through_critics
+
+
 def network_flops(sizes: tuple[int, ...], batch: int, backward: bool) -> int:
     """FLOPs of a dense network's matrix products: forward, and backward to all weights but not to the input."""
     products = [2 * batch * a * b for a, b in itertools.pairwise(sizes)]
@@ -326,13 +473,18 @@ def network_flops(sizes: tuple[int, ...], batch: int, backward: bool) -> int:
 def matmul_speed(size: int) -> float:
     """FLOP/s of a float32 product of two square matrices, the best of five."""
     matrix = jax.random.normal(jax.random.key(0), (size, size))
-    compiled, _ = compile_timed(jax.jit(jnp.dot), matrix, matrix)
+    return 2 * size**3 / least_seconds(jax.jit(jnp.dot), matrix, matrix)
+
+
+def least_seconds(function: Any, *arguments: Any) -> float:
+    """Seconds of a jitted function's fastest run of five, compiling left out."""
+    compiled, _ = compile_timed(function, *arguments)
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
-        jax.block_until_ready(compiled(matrix, matrix))
+        jax.block_until_ready(compiled(*arguments))
         seconds.append(time.perf_counter() - started)
-    return 2 * size**3 / min(seconds)
+    return min(seconds)
 
 
 if __name__ == "__main__":
