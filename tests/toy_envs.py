@@ -36,6 +36,35 @@ class Chain:
         return jnp.stack([cell.astype(jnp.float32), time.astype(jnp.float32), label])
 
 
+class Levers:
+    """Two levers between `low` and `high`, with bounds that differ; the first pays its position.
+
+    The observation is (both levers as they were put last, step, label): the label is drawn at every reset and stays for
+    the episode. A second lever of 9 or more terminates the episode and `limit` steps truncate it.
+    """
+
+    def __init__(self, low=(-2.0, 0.0), high=(2.0, 10.0), limit=5):
+        self.low, self.high, self.limit, self.default_params = low, high, limit, ()
+
+    def observation_space(self, params):
+        return Box(-jnp.inf, jnp.inf, (4,))
+
+    def action_space(self, params):
+        return Box(jnp.array(self.low), jnp.array(self.high), (2,))
+
+    def reset(self, key, params):
+        state = (jnp.zeros(2), jnp.int32(0), jax.random.uniform(key))
+        return self.observe(state), state
+
+    def step(self, key, state, action, params):
+        state = (action, state[1] + 1, state[2])
+        return self.observe(state), state, action[0], action[1] >= 9, state[1] >= self.limit
+
+    def observe(self, state):
+        levers, time, label = state
+        return jnp.concatenate([levers, jnp.stack([time.astype(jnp.float32), label])])
+
+
 class Broken(Chain):
     """A chain with one output changed.
 
