@@ -665,7 +665,8 @@ def test_policies_in_the_env_s_units(name: str) -> None:
     np.testing.assert_array_equal(action, [1, -1])
     action, after = jax.vmap(exploring.act, (0, None, None))(jax.random.split(KEY, 2000), FIRST, jnp.zeros(2))
     new = np.sqrt(0.19 * 1.81)
-    assert all(stats.kstest(x / new, stats.norm.cdf).pvalue > 1e-3 for x in np.asarray(after).T)
+    after = np.asarray(after)
+    assert all(stats.kstest(x / new, stats.norm.cdf).pvalue > 1e-3 for x in after.T)
     expected = np.tanh(mean + 0.25 * after) if algorithm is sac else np.clip(np.tanh(mean) + 0.25 * after, -1, 1)
     np.testing.assert_allclose(action, expected, rtol=1e-4, atol=1e-5)
 

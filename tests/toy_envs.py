@@ -69,7 +69,7 @@ class Levers:
 class Regulator:
     """A mass on a spring, pushed with a force between -3 and 2: x <- A x + B u costs x'Qx + u'Ru.
 
-    It starts anywhere in [-1, 1]^2 and nothing ever ends but by the clock, after 10 steps. The best force is a linear
+    It starts anywhere in [-1, 1]^2 and nothing ever ends but by the clock, after 5 steps. The best force is a linear
     function of the state, which from there stays inside the bounds.
     """
 
@@ -91,7 +91,7 @@ class Regulator:
         x, time = state[0], state[1] + 1
         A, B, Q, R = (jnp.asarray(matrix, jnp.float32) for matrix in (self.A, self.B, self.Q, self.R))
         cost, x = x @ Q @ x + action @ R @ action, A @ x + B @ action
-        return x, (x, time), -cost, jnp.bool_(False), time >= 10
+        return x, (x, time), -cost, jnp.bool_(False), time >= 5
 
     def solution(self, gamma):
         """P and K: from x on the best forces u = -K x cost x'Px, discounted by gamma, by the Riccati equation."""
