@@ -10,14 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from scipy import special, stats
+from scipy import integrate, special, stats
 
 from purerl import ddpg, discrete_sac, envs, sac, td3
 from purerl.core import optimize
 from purerl.core.distributions import Categorical, TanhGaussian
 from purerl.core.types import Transition
 from tests import tiny
-from tests.toy_envs import Bandit, Chain, Levers
+from tests.toy_envs import Bandit, Chain, Levers, Regulator
 
 KEY = jax.random.key(0)
 CONTINUOUS = {"ddpg": ddpg, "td3": td3, "sac": sac}
@@ -39,14 +39,14 @@ class Linear(nn.Module):
 
 
 class Quadratic(nn.Module):
-    """x W + x' V x."""
+    """w x + b + x' V x."""
 
     num_outputs: int
 
     @nn.compact
     def __call__(self, x: Any) -> Any:
-        V = self.param("V", nn.initializers.zeros, (x.shape[-1], x.shape[-1]))
-        return Linear(self.num_outputs, name="linear")(x) + ((x @ V) * x).sum(-1, keepdims=True)
+        V = self.param("V", nn.initializers.normal(0.1), (x.shape[-1], x.shape[-1]))
+        return nn.Dense(self.num_outputs)(x) + ((x @ V) * x).sum(-1, keepdims=True)
 
 
 LINEAR: dict[str, Any] = {"actor_network": Linear, "critic_network": Linear}
@@ -283,8 +283,8 @@ def q_around_the_best() -> Any:
     """Q = -(a - s BEST)' CURVED (a - s BEST), as weights of `Quadratic`."""
     error = np.concatenate([-BEST, np.eye(2)])  # a - s BEST = (s, a) error
     V = -error @ CURVED @ error.T
-    linear_part = {"W": jnp.zeros((6, 1))}
-    return {"params": {"body": {"V": jnp.asarray(V, jnp.float32), "linear": linear_part}}}
+    rest = {"kernel": jnp.zeros((6, 1)), "bias": jnp.zeros(1)}
+    return {"params": {"body": {"V": jnp.asarray(V, jnp.float32), "Dense_0": rest}}}
 
 
 @pytest.mark.parametrize("name", ["ddpg", "td3"])
@@ -373,7 +373,7 @@ class Continuous:
     def __init__(self, algorithm: ModuleType):
         self.algorithm, self.outputs = algorithm, 4 if algorithm is sac else 2
         self.num_critics = 1 if algorithm is ddpg else 2
-        self.actor_size, self.critic_size = 4 * self.outputs, 6 + 36
+        self.actor_size, self.critic_size = 4 * self.outputs, 6 + 36 + 1
 
     def act(self, actor: Any, obs: Any, noise: Any) -> Any:
         """Actions, and their log probabilities where they have any."""
@@ -387,7 +387,7 @@ class Continuous:
     def q(self, critic: Any, obs: Any, action: Any) -> Any:
         """`[critics, B]`."""
         x = np.concatenate([obs, action], -1)
-        return np.stack([x @ w[:6] + np.einsum("bi,ij,bj->b", x, w[6:].reshape(6, 6), x) for w in critic])
+        return np.stack([x @ w[:6] + np.einsum("bi,ij,bj->b", x, w[6:42].reshape(6, 6), x) + w[42] for w in critic])
 
     def value_ahead(self, w: Weights, alpha: float) -> Any:
         action, log_prob = self.act(w.actor if self.outputs == 4 else w.target_actor, BATCH.final_obs, AHEAD)
@@ -410,12 +410,13 @@ class Continuous:
 
     def jax(self, actor: Any, critic: Any) -> Any:
         critic = np.asarray(critic if self.num_critics == 2 else critic[0], np.float32)
-        body = {"V": critic[..., 6:].reshape(*critic.shape[:-1], 6, 6), "linear": {"W": critic[..., :6, None]}}
+        rest = {"kernel": critic[..., :6, None], "bias": critic[..., 42:]}
+        body = {"V": critic[..., 6:42].reshape(*critic.shape[:-1], 6, 6), "Dense_0": rest}
         return linear(actor.reshape(4, self.outputs)), jax.tree.map(jnp.asarray, {"params": {"body": body}})
 
     def numpy(self, actor: Any, critic: Any) -> Any:
         body = critic["params"]["body"]
-        parts = (body["linear"]["W"], body["V"])
+        parts = (body["Dense_0"]["kernel"], body["V"], body["Dense_0"]["bias"])
         vectors = np.concatenate([np.asarray(x).reshape(self.num_critics, -1) for x in parts], -1)
         return np.asarray(actor["params"]["body"]["W"]).ravel(), vectors
 
@@ -719,16 +720,16 @@ def test_acts_by_normalized_obs_in_units(name: str) -> None:
     W = np.zeros((4, 4 if algorithm is sac else 2))
     W[3, :2] = [1.0, -1.0]
     W[2, 2:] = -20.0  # of SAC's log deviations, where the time is normalised to 50
-    stats_ = state.obs_stats._replace(mean=jnp.array([0, 0, -50.0, 0.5]), var=jnp.array([1, 1, 25.0, 0.25]), num=1e6)
-    state = with_actor(state, W)._replace(obs_stats=stats_)
+    seen = state.obs_stats._replace(mean=jnp.array([0, 0, -50.0, 0.5]), var=jnp.array([1, 1, 25.0, 0.25]), num=1e6)
+    state = with_actor(state, W)._replace(obs_stats=seen)
     steps = remembered(jax.jit(lambda x: algorithm.update(x, config)[0])(state), config, 32)
     label, action = np.asarray(steps.obs)[16:, 3], np.asarray(steps.action)[16:]
     np.testing.assert_allclose(action, np.tanh(2 * (label - 0.5))[:, None] * [1, -1], rtol=1e-3, atol=1e-3)
     np.testing.assert_allclose(steps.final_obs[16:, :2], LOW + (action + 1) * (HIGH - LOW) / 2, rtol=1e-5, atol=1e-5)
     act = algorithm.policy(state, config)
-    expected = np.tanh([1.0, -1.0])  # of the label 1, one deviation from .5
+    expected = np.tanh([0.5, -0.5])  # of the label 3/4, half a deviation from .5
     units = LOW + (expected + 1) * (HIGH - LOW) / 2
-    np.testing.assert_allclose(act(KEY, jnp.array([0.0, 0.0, 0.0, 1.0])), units, rtol=1e-5)
+    np.testing.assert_allclose(act(KEY, jnp.array([0.0, 0.0, 0.0, 0.75])), units, rtol=1e-5)
 
 
 def test_discrete_sac_draws_from_its_policy() -> None:
@@ -755,6 +756,22 @@ def test_discrete_sac_draws_from_its_policy() -> None:
     drawn = np.bincount(jax.vmap(exploring, (0, None))(jax.random.split(KEY, 1000), obs), minlength=3)
     assert stats.chisquare(drawn, [100, 200, 700]).pvalue > 1e-3
     assert discrete_sac.policy(state, config)(KEY, obs) == 2
+
+
+def test_discrete_sac_acts_by_normalized_obs() -> None:
+    """The mean cell is 3/2, and it walks on where it is left of that: from 0 and 1. Raw, cell 1 would hold it."""
+    config = tiny.config(discrete_sac, env=Chain(), normalize_obs=True, learning_rate=0.0, **LINEAR)
+    state = jax.jit(lambda: discrete_sac.init(KEY, config))()
+    W = np.zeros((3, 2))
+    W[0] = [1e3, -1e3]
+    seen = state.obs_stats._replace(mean=jnp.array([1.5, 0.0, 0.0]), var=jnp.ones(3), num=1e6)
+    state = with_actor(state, W)._replace(obs_stats=seen)
+    steps = remembered(jax.jit(lambda state: discrete_sac.update(state, config)[0])(state), config, 32)
+    cell = np.asarray(steps.obs)[16:, 0]
+    assert {*cell} >= {0, 1, 2}
+    np.testing.assert_array_equal(steps.action[16:], cell < 1.5)
+    for deterministic in (True, False):
+        assert discrete_sac.policy(state, config, deterministic=deterministic)(KEY, jnp.array([1.0, 0.0, 0.0])) == 1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -867,3 +884,113 @@ def test_alpha_starts_from_the_config(name: str, learn_alpha: bool) -> None:
     params = jax.jit(lambda: algorithm.init(KEY, config).params)()
     np.testing.assert_allclose(algorithm.alpha(params, config), 0.3, rtol=1e-6)
     np.testing.assert_allclose(params.log_alpha, np.log(0.3), rtol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Optima that are known
+
+BANDIT: dict[str, Any] = {
+    "total_timesteps": 2000,
+    "learning_starts": 500,
+    "batch_size": 64,
+    "iterations_per_update": 100,
+    "actor_hidden_sizes": (16,),
+    "critic_hidden_sizes": (32, 32),
+}
+PEAKED = Bandit(envs.Box(-1.0, 1.0, (1,)), lambda action: -jnp.square(action[0] - 0.2))
+
+
+def moments(alpha: float) -> tuple[float, float, float]:
+    """Mean, standard deviation and differential entropy of the density exp(r / alpha) over [-1, 1] of `PEAKED`."""
+
+    def weight(a: float) -> float:
+        return np.exp(-((a - 0.2) ** 2) / alpha)
+
+    def expected(f: Any) -> float:
+        return integrate.quad(lambda a: f(a) * weight(a), -1, 1, points=[0.2])[0] / total
+
+    total = integrate.quad(weight, -1, 1, points=[0.2])[0]
+    mean = expected(lambda a: a)
+    return mean, expected(lambda a: (a - mean) ** 2) ** 0.5, np.log(total) + expected(lambda a: (a - 0.2) ** 2 / alpha)
+
+
+@pytest.mark.parametrize("learn_alpha", [False, True], ids=["fixed", "learned"])
+def test_sac_becomes_the_boltzmann_density(learn_alpha: bool) -> None:
+    """alpha = .02: close to a normal of mean .2 and deviation .1. Learned from 1/20 it ends where the entropy fits."""
+    mean, std, entropy = moments(0.02)
+    assert (mean, std) == pytest.approx((0.2, 0.1), abs=1e-3)
+    fields = {"alpha": 0.05, "target_entropy": entropy, "learn_alpha": True} if learn_alpha else {"alpha": 0.02}
+    config = sac.Config(env=PEAKED, **{**BANDIT, "learn_alpha": False, "alpha_learning_rate": 3e-3, **fields})
+    states = jax.vmap(sac.train, (0, None))(jax.random.split(KEY, 3), config).state
+    pi = jax.vmap(lambda weights: sac.distribution(weights, jnp.ones((4000, 1)), config))(states.params.actor)
+    action, log_prob = pi.sample_and_log_prob(KEY)
+    assert np.mean(action.mean((1, 2))) == pytest.approx(mean, abs=0.02)
+    assert np.mean(action.std((1, 2))) == pytest.approx(std, rel=0.1)
+    assert np.mean(-log_prob) == pytest.approx(entropy, abs=0.1)
+    alpha = np.exp(states.params.log_alpha) if learn_alpha else config.alpha
+    assert np.mean(alpha) == pytest.approx(0.02, rel=0.2)
+
+
+@pytest.mark.parametrize("learn_alpha", [False, True], ids=["fixed", "learned"])
+def test_discrete_sac_becomes_the_boltzmann_distribution(learn_alpha: bool) -> None:
+    """Rewards 0, 1, 2 and alpha = 1.25: pi ~ exp(r / alpha), whose part of log 3 the learned alpha starts from 1/2."""
+    probability = special.softmax(np.arange(3) / 1.25)
+    fields = {"alpha": 1.25, "learn_alpha": False}
+    if learn_alpha:
+        fields = {"alpha": 0.5, "target_entropy": stats.entropy(probability) / np.log(3)}
+    config = discrete_sac.Config(env=THREE, **BANDIT, **fields, learning_rate=3e-3, alpha_learning_rate=3e-3)
+    states = jax.vmap(discrete_sac.train, (0, None))(jax.random.split(KEY, 3), config).state
+    pi = jax.vmap(lambda weights: discrete_sac.distribution(weights, jnp.ones(1), config))(states.params.actor)
+    np.testing.assert_allclose(jax.nn.softmax(pi.logits), np.tile(probability, (3, 1)), atol=0.03)
+    alpha = np.exp(states.params.log_alpha) if learn_alpha else config.alpha
+    np.testing.assert_allclose(alpha, 1.25, rtol=0.1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "fields"), [("ddpg", {}), ("td3", {"target_noise": 0.1}), ("sac", {"target_entropy": -2.0})]
+)
+def test_regulator(name: str, fields: dict[str, Any]) -> None:
+    """Within 5 % of the least cost, by the Riccati equation, on average over 121 places to start from.
+
+    Doing nothing costs twice as much. The clock cuts episodes after 5 steps.
+    """
+    algorithm, gamma = CONTINUOUS[name], 0.9
+    regulator = Regulator()
+    config = algorithm.Config(
+        env=regulator,
+        gamma=gamma,
+        total_timesteps=6000,
+        learning_starts=500,
+        buffer_size=2000,
+        batch_size=64,
+        actor_hidden_sizes=(32,),
+        activation="tanh",
+        critic_network=Quadratic,
+        learning_rate=3e-3,
+        critic_learning_rate=2e-2,
+        tau=0.05,
+        anneal_learning_rate=True,
+        **fields,
+    )
+    states = jax.vmap(algorithm.train, (0, None))(jax.random.split(KEY, 3), config).state
+    places = np.stack(np.meshgrid(*[np.linspace(-1, 1, 11)] * 2), -1).reshape(-1, 2)
+    A, B, Q, R = regulator.A, regulator.B, regulator.Q, regulator.R
+
+    def cost(act: Any) -> float:
+        """Mean over the places, discounted."""
+        x, total = places, np.zeros(len(places))
+        for t in range(100):
+            u = np.asarray(act(x), np.float64)
+            total += gamma**t * (np.einsum("bi,ij,bj->b", x, Q, x) + np.einsum("bi,ij,bj->b", u, R, u))
+            x = x @ A.T + u @ B.T
+        return total.mean()
+
+    P, K = regulator.solution(gamma)
+    least = np.einsum("bi,ij,bj->b", places, P, places).mean()
+    assert cost(lambda x: -x @ K.T) == pytest.approx(least, rel=1e-4)
+    assert cost(lambda x: 0 * x[:, :1]) > 2 * least
+    for i in range(3):
+        policy = algorithm.policy(jax.tree.map(lambda x: x[i], states), config)  # noqa: B023
+        act = jax.jit(lambda x: jax.vmap(policy, (None, 0))(KEY, x))  # noqa: B023
+        assert cost(lambda x: act(jnp.asarray(x, jnp.float32))) < 1.05 * least  # noqa: B023
