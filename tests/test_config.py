@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl import dqn, ppo, trpo
+from purerl import ddpg, discrete_sac, dqn, ppo, sac, td3, trpo
 from purerl.envs import Discrete
-from tests.toy_envs import Chain
+from tests.toy_envs import Chain, Levers
 
 KEY = jax.random.key(0)
 NAN, INF = float("nan"), float("inf")
+FLOAT_MAX = float(np.finfo(np.float32).max)
 
 
 class Unhashable(Chain):
@@ -175,7 +176,84 @@ CASES = {
         ValueError,
         "total_timesteps = 31 is less than the 32 env steps",
     ),
+    "discrete SAC on a Box": (
+        discrete_sac,
+        {"env": "Pendulum-v1"},
+        ValueError,
+        "discrete_sac acts in discrete .*Pendulum-v1 has .*Box.*: use sac, td3 or ppo",
+    ),
+    "discrete SAC's entropy above log A": (
+        discrete_sac,
+        {"target_entropy": 1.1},
+        ValueError,
+        "discrete_sac.Config.target_entropy must be .*\\[0, 1\\], but is 1.1",
+    ),
+    "no policy delay": (td3, {"policy_delay": 0}, ValueError, "td3.Config.policy_delay must be at least 1, but is 0"),
+    "policy delay does not divide": (
+        td3,
+        {"policy_delay": 8, "iterations_per_update": 5, "gradient_steps": 4},
+        ValueError,
+        "policy_delay = 8 must divide iterations_per_update \\* gradient_steps = 20",
+    ),
+    "negative target noise": (td3, {"target_noise": -0.2}, ValueError, "target_noise must be .*\\[0, inf\\].*-0.2"),
+    "negative noise clip": (td3, {"noise_clip": -0.5}, ValueError, "noise_clip must be .*\\[0, inf\\].*-0.5"),
     "unknown field": (ppo, {"lr": 1e-3}, TypeError, "unexpected keyword argument 'lr'"),
+}
+# Of each algorithm with a replay memory and an actor.
+OFF_POLICY = {
+    "no tau": ({"tau": 0.0}, "tau must be a finite number in \\(0, 1\\], but is 0.0"),
+    "tau above 1": ({"tau": 1.5}, "tau must be a finite number in \\(0, 1\\], but is 1.5"),
+    "negative tau": ({"tau": -0.005}, "tau must be .*\\(0, 1\\], but is -0.005"),
+    "NaN tau": ({"tau": NAN}, "tau must be .*\\(0, 1\\], but is nan"),
+    "first batch too large": (
+        {"batch_size": 65, "learning_starts": 64},
+        "batch_size = 65 is larger than learning_starts = 64, so .*: raise learning_starts or lower batch_size",
+    ),
+    "buffer too small": (
+        {"buffer_size": 63, "learning_starts": 64, "batch_size": 4},
+        "buffer_size = 63 is smaller than learning_starts .* = 64",
+    ),
+    "n steps too long": (
+        {"learning_starts": 8, "batch_size": 4, "n_step": 9},
+        "learning_starts = 8 is smaller than n_step \\* num_envs = 9",
+    ),
+    "ends before one update": (
+        {"learning_starts": 300, "iterations_per_update": 5, "gradient_steps": 2, "total_timesteps": 304},
+        "total_timesteps = 304 is less than the 305 env steps",
+    ),
+    "negative rate of the critic": ({"critic_learning_rate": -1e-3}, "critic_learning_rate must be .*\\[0, inf\\]"),
+}
+CONTINUOUS = {
+    "numbered actions": (
+        {"env": "CartPole-v1"},
+        "acts in continuous action spaces only, but CartPole-v1 has .*Discrete\\(2\\): use dqn, discrete_sac or ppo",
+    ),
+    "no bound": ({"env": Levers(low=(-2.0, -INF))}, "needs finite bounds in .*has \\[-inf, 10\\] in dimension 1"),
+    "no bound above": ({"env": Levers(high=(INF, 10.0))}, "needs finite bounds in .*has \\[-2, inf\\] in dimension 0"),
+    "the largest float": (
+        {"env": Levers(low=(-FLOAT_MAX, 0.0), high=(FLOAT_MAX, 10.0))},
+        "needs finite bounds in .*has \\[-3.40282e\\+38, 3.40282e\\+38\\] in dimension 0",
+    ),
+    "no room": ({"env": Levers(low=(-2.0, 10.0))}, "needs low < high in .*has \\[10, 10\\] in dimension 1"),
+    "bounds swapped": ({"env": Levers(low=(3.0, 0.0))}, "needs low < high in .*has \\[3, 2\\] in dimension 0"),
+    "no new noise": ({"noise_theta": 0.0}, "noise_theta must be .*\\(0, 1\\], but is 0.0"),
+    "more than new noise": ({"noise_theta": 1.5}, "noise_theta must be .*\\(0, 1\\], but is 1.5"),
+}
+NOISY = {"negative noise": ({"exploration_noise": -0.1}, "exploration_noise must be .*\\[0, inf\\], but is -0.1")}
+ENTROPIC = {
+    "no alpha": ({"alpha": 0.0}, "alpha must be a finite number greater than 0, but is 0.0"),
+    "negative alpha": ({"alpha": -1.0}, "alpha must be a finite number greater than 0, but is -1.0"),
+    "negative rate of alpha": ({"alpha_learning_rate": -1e-3}, "alpha_learning_rate must be .*\\[0, inf\\]"),
+}
+CASES |= {
+    f"{algorithm.__name__.split('.')[-1]}: {case}": (algorithm, fields, ValueError, said)
+    for algorithm, cases in {
+        ddpg: OFF_POLICY | CONTINUOUS | NOISY,
+        td3: OFF_POLICY | CONTINUOUS | NOISY,
+        sac: OFF_POLICY | CONTINUOUS | ENTROPIC,
+        discrete_sac: OFF_POLICY | ENTROPIC,
+    }.items()
+    for case, (fields, said) in cases.items()
 }
 
 
@@ -186,7 +264,7 @@ def nothing_is_traced(monkeypatch):
     def init(*_):
         pytest.fail("train was traced")
 
-    for algorithm in (ppo, dqn, trpo):
+    for algorithm in (ppo, dqn, trpo, ddpg, td3, sac, discrete_sac):
         monkeypatch.setattr(algorithm, "init", init)
 
 
@@ -249,6 +327,12 @@ def test_good_input():
     ppo.Config(gamma=0, gae_lambda=1, learning_rate=0.0, clip_eps=0.0)
     ppo.Config(num_envs=2, num_steps=16, num_minibatches=32, total_timesteps=32)
     dqn.Config(learning_starts=100, iterations_per_update=5, total_timesteps=150, buffer_size=128)
+    td3.Config(policy_delay=20, iterations_per_update=5, gradient_steps=4, tau=1.0, noise_theta=1.0, noise_clip=0.0)
+    sac.Config(batch_size=64, learning_starts=64, n_step=64, alpha=1e-6, tau=1e-6, noise_theta=1e-6)
+    discrete_sac.Config(target_entropy=1.0, learning_starts=300, iterations_per_update=5, total_timesteps=305)
+    ddpg.Config(env=Levers(low=(-1e6, 0.0)), exploration_noise=0.0)
+    # 31 steps of 2 envs are 62 transitions, and the first batch asks for no more.
+    ddpg.Config(num_envs=2, learning_starts=61, batch_size=62)
     config = jax.vmap(lambda gamma: ppo.Config(gamma=gamma))(jnp.array([0.9, 0.5]))
     np.testing.assert_array_equal(config.gamma, np.float32([0.9, 0.5]))
     assert ppo.Config(critic_hidden_sizes=()).critic_hidden_sizes == ()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, special, stats
 
-from purerl.core.distributions import Categorical, Gaussian, TanhGaussian
+from purerl.core.distributions import Categorical, Gaussian, TanhGaussian, ornstein_uhlenbeck
 
 KEY = jax.random.key(0)
 LOGITS = jnp.array([[[0.0, 0.0, 0.0], [1.0, -2.0, 0.5]], [[30.0, 29.0, -5.0], [1e4, 0.0, -1e4]]])  # [2, 2, 3]
@@ -146,3 +146,99 @@ def test_tanh_gaussian_entropy_by_sampling():
 
     entropy = integrate.quad(integrand, -6, 6)[0]
     assert -log_prob.mean() == pytest.approx(entropy, abs=5 * log_prob.std() / np.sqrt(num))
+
+
+def tanh_log_prob(u, mean, std):
+    """log density of the action tanh(u) in float64, by 1 - tanh(u)^2 = 4 e^(2u) / (1 + e^(2u))^2."""
+    u = np.asarray(u, np.float64)
+    return stats.norm.logpdf(u, mean, std) - np.log(4) + 2 * np.abs(u) + 2 * np.log1p(np.exp(-2 * np.abs(u)))
+
+
+def test_tanh_gaussian_density_integrates_to_one_in_two_dimensions():
+    """The density of both dimensions together over the square, and the mass of a quarter of it by the base's."""
+    mean, std = np.array([0.4, -0.7]), np.array([0.6, 0.9])
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    log_std = jnp.log(jnp.asarray(std, jnp.float32))
+
+    def mass(low, high):
+        x, y = (l + (nodes + 1) * (h - l) / 2 for l, h in zip(low, high, strict=True))  # noqa: E741
+        action = np.stack(np.meshgrid(x, y, indexing="ij"), -1).astype(np.float32)
+        pi = TanhGaussian(jnp.broadcast_to(jnp.asarray(mean, jnp.float32), action.shape), log_std[None, None])
+        density = np.exp(np.asarray(call(pi, "log_prob", jnp.asarray(action)), np.float64))
+        return np.einsum("xy,x,y", density, weights, weights) * np.prod(np.subtract(high, low) / 2)
+
+    assert mass((-1, -1), (1, 1)) == pytest.approx(1.0, abs=1e-3)
+    expected = np.prod(stats.norm.cdf(np.arctanh([0.5, 0.2]), mean, std))
+    assert mass((-1, -1), (0.5, 0.2)) == pytest.approx(expected, abs=1e-3)
+
+
+U = np.array([-20.0, -9.5, -3.0, -0.1, 0.0, 0.7, 4.0, 8.8, 20.0])
+
+
+@pytest.mark.parametrize("std", [0.05, 1.0, 7.0])
+def test_tanh_gaussian_at_a_known_noise(std):
+    """Values before the tanh up to 20: the action, its log density in float64, and finite gradients of both.
+
+    The noise is given, so with u = mean + std noise the log density moves with the mean by 2 tanh(u) and with the log
+    deviation by -1 + 2 tanh(u) std noise.
+    """
+    noise = np.linspace(-2.0, 2.0, len(U))
+    mean = U - std * noise
+
+    @jax.jit
+    def value_and_grads(mean, log_std):
+        at = lambda mean, log_std: TanhGaussian(mean, log_std).at(jnp.asarray(noise, jnp.float32)[:, None])  # noqa: E731
+        return at(mean, log_std), jax.grad(lambda *x: at(*x)[1].sum(), (0, 1))(mean, log_std)
+
+    mean_, log_std = jnp.asarray(mean, jnp.float32)[:, None], jnp.full((len(U), 1), np.log(std), jnp.float32)
+    (action, log_prob), grads = value_and_grads(mean_, log_std)
+    np.testing.assert_allclose(action[:, 0], np.tanh(U), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(log_prob, tanh_log_prob(U, mean, std), rtol=1e-5, atol=1e-5)
+    slope = 2 * np.tanh(U)
+    np.testing.assert_allclose(grads[0][:, 0], slope, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(grads[1][:, 0], -1 + slope * std * noise, rtol=1e-4, atol=1e-4)
+
+
+def test_tanh_gaussian_at_is_the_log_prob_of_its_action():
+    """Where float32 can tell which u an action came from; two dimensions, the sum of both."""
+    noise = jax.random.normal(KEY, (50, 2))
+    pi = TanhGaussian(jnp.broadcast_to(MEAN[0] / 2, (50, 2)), jnp.array([[-1.0, -0.5]]))
+    action, log_prob = call(pi, "at", noise)
+    np.testing.assert_allclose(log_prob, call(pi, "log_prob", action), rtol=1e-4, atol=1e-4)
+    u, std = pi.mean + np.exp([-1.0, -0.5]) * np.asarray(noise), np.exp([-1.0, -0.5])
+    np.testing.assert_allclose(log_prob, tanh_log_prob(u, pi.mean, std).sum(-1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("theta", [0.02, 0.15, 0.7, 1.0])
+def test_ornstein_uhlenbeck(theta):
+    """64 processes of 8 dimensions from a standard normal start.
+
+    After k steps the variance is still 1, and the correlation with the start (1 - theta)^k; that of processes and of
+    dimensions with each other is 0. Of 512 numbers correlations have a standard error of .044, the variance of .0625.
+    """
+    start = jax.random.normal(jax.random.key(1), (64, 8))
+
+    @jax.jit
+    def run(theta):
+        step = lambda x, key: (ornstein_uhlenbeck(key, x, theta),) * 2  # noqa: E731
+        return jax.lax.scan(step, start, jax.random.split(KEY, 40))[1]
+
+    x = np.asarray(run(theta), np.float64)  # [40, 64, 8]
+    for k in (1, 2, 5, 40):
+        now = x[k - 1].ravel()
+        assert np.mean(now**2) == pytest.approx(1.0, abs=0.3)
+        assert np.mean(now * np.ravel(start)) == pytest.approx((1 - theta) ** k, abs=0.22)
+    new = (x[1:] - (1 - theta) * x[:-1]) / np.sqrt(theta * (2 - theta))
+    assert stats.kstest(new.ravel(), stats.norm.cdf).pvalue > 1e-3
+    flat = new.reshape(-1, 64 * 8)  # [39, 512]: correlations have a standard error of .16 each
+    correlation = np.corrcoef(flat.T)[np.triu_indices(512, 1)]
+    assert np.abs(correlation).max() < 0.9 and np.abs(correlation.mean()) < 0.01
+    again = np.corrcoef(new[1:].ravel(), new[:-1].ravel())[0, 1]
+    assert again == pytest.approx(0.0, abs=0.05)
+
+
+def test_ornstein_uhlenbeck_forgets_all_at_once():
+    """theta = 1: whatever was before does not matter."""
+    one, other = (ornstein_uhlenbeck(KEY, x, 1.0) for x in (jnp.zeros((3, 2)), jnp.full((3, 2), 1e6)))
+    np.testing.assert_array_equal(one, other)
+    assert len(np.unique(one)) == 6

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from purerl import dqn, linear_q, ppo, pqn, trpo
+from purerl import ddpg, discrete_sac, dqn, linear_q, ppo, pqn, sac, td3, trpo
 from purerl.envs import Box, Discrete
 
 CHOICE, DELAY, ARRIVAL, ENDLESS = range(4)
@@ -46,7 +46,18 @@ class Probe:
         return OBS[following], (following, time + 1), reward, terminated, truncated
 
 
-PROBE = Probe()
+class BoxProbe(Probe):
+    """The same with actions between -3 and 1, of which the choice pays 1 - a^2: at best 1, as there."""
+
+    def action_space(self, params):
+        return Box(-3.0, 1.0, (1,))
+
+    def step(self, key, state, action, params):
+        chosen = 1 - jnp.square(action[0])
+        return super().step(key, state, chosen, params)
+
+
+PROBE, BOX_PROBE = Probe(), BoxProbe()
 
 
 @pytest.mark.parametrize("normalize_obs", [False, True])
@@ -141,3 +152,53 @@ def test_linear_q() -> None:
     q = linear_q.q_values(state.params, linear_q.features(OBS, config))
     np.testing.assert_allclose(q[CHOICE], [0.0, 1.0], atol=0.05)
     np.testing.assert_allclose(q.max(-1), VALUES, atol=0.05)
+
+
+OFF_POLICY: dict[str, Any] = {
+    "total_timesteps": 25_000,
+    "num_envs": 8,
+    "num_steps": 2,
+    "buffer_size": 4_000,
+    "learning_starts": 1_000,
+    "batch_size": 64,
+    "actor_hidden_sizes": (32,),
+    "critic_hidden_sizes": (32, 32),
+    "gamma": 0.5,
+    "learning_rate": 3e-3,
+    "critic_learning_rate": 3e-3,
+    "tau": 0.05,
+}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "fields"),
+    [
+        (ddpg, {}),
+        (ddpg, {"n_step": 4}),
+        (td3, {}),
+        (sac, {"alpha": 1e-3, "learn_alpha": False}),
+    ],
+    ids=["ddpg", "ddpg n-step", "td3", "sac"],
+)
+def test_off_policy(algorithm: Any, fields: dict[str, Any]) -> None:
+    """Of each situation the value of the policy's own action; the best choice is 0 in units, 1/2 between -1 and 1.
+
+    Unless they are bought at more than a thousandth of a reward a nat, the values have next to no entropy in them.
+    """
+    config = algorithm.Config(env=BOX_PROBE, **OFF_POLICY, **fields)
+    state, _ = algorithm.train(jax.random.key(0), config)
+    obs = algorithm.observe(OBS, state.obs_stats, config)
+    act = algorithm.policy(state, config)
+    action = jax.vmap(lambda obs: act.act(jax.random.key(0), obs, act.memory)[0])(OBS)
+    q = (algorithm.critic if algorithm is ddpg else algorithm.twins)(state.params.critic, obs, action, config)
+    np.testing.assert_allclose(q, np.broadcast_to(VALUES, q.shape), atol=0.1)
+    assert action[CHOICE, 0] == pytest.approx(0.5, abs=0.1)
+
+
+def test_discrete_sac() -> None:
+    config = discrete_sac.Config(env=PROBE, **OFF_POLICY, alpha=0.01, learn_alpha=False)
+    state, _ = discrete_sac.train(jax.random.key(0), config)
+    q = discrete_sac.twins(state.params.critic, OBS, config)
+    np.testing.assert_allclose(q[:, CHOICE], [[0.0, 1.0]] * 2, atol=0.1)
+    np.testing.assert_allclose(q.max(-1), [VALUES] * 2, atol=0.1)
+    assert discrete_sac.policy(state, config)(jax.random.key(0), OBS[CHOICE]) == 1

@@ -55,7 +55,15 @@ ANNEALED = {
     "anneal_learning_rate": True,
     "anneal_clip_eps": True,
 }
-ONE_GRADIENT_STEP = {"num_steps": 1, "n_step": 1, "num_epochs": 1, "num_minibatches": 1, "iterations_per_update": 1}
+ONE_GRADIENT_STEP = {
+    "num_steps": 1,
+    "n_step": 1,
+    "num_epochs": 1,
+    "num_minibatches": 1,
+    "iterations_per_update": 1,
+    "gradient_steps": 1,
+    "policy_delay": 1,
+}
 # What the learning rate moves, where it does not move every parameter.
 MOVED = {"trpo": lambda params: params.critic}
 PROGRESS = (0.0, 0.25, 0.5, 0.75)  # of four updates, the last one included
@@ -128,11 +136,15 @@ def test_epsilon_in_use(updates: dict[Any, Seen]) -> None:
 
 @pytest.mark.parametrize("updates", algorithms_with("anneal_learning_rate"), indirect=True)
 def test_learning_rate_in_use(updates: dict[Any, Seen]) -> None:
-    """The first step of Adam, and every step of a table, is in proportion to the learning rate: 1, 3/4, 1/2, 1/4."""
+    """The first step of Adam, and every step of a table, is in proportion to the learning rate: 1, 3/4, 1/2, 1/4.
+
+    An actor that climbs the critic which has just moved has another gradient each time. It shows only where that is
+    not far above Adam's 1e-8.
+    """
     assert np.abs(updates[0.0].change).max() > 0
     for progress in PROGRESS:
         expected = (1 - progress) * updates[0.0].change
-        np.testing.assert_allclose(updates[progress].change, expected, rtol=2e-3, atol=1e-7)
+        np.testing.assert_allclose(updates[progress].change, expected, rtol=1e-2, atol=1e-7)
 
 
 @pytest.mark.parametrize("updates", algorithms_with("max_grad_norm"), indirect=True)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from purerl.envs import Box, Discrete
 
@@ -34,6 +35,93 @@ class Chain:
     def observe(self, state):
         cell, time, label = state
         return jnp.stack([cell.astype(jnp.float32), time.astype(jnp.float32), label])
+
+
+class Levers:
+    """Two levers between `low` and `high`, with bounds that differ; the first pays its position.
+
+    The observation is (both levers as they were put last, step, label): the label is drawn at every reset and stays for
+    the episode. A second lever of 9 or more terminates the episode and `limit` steps truncate it.
+    """
+
+    def __init__(self, low=(-2.0, 0.0), high=(2.0, 10.0), limit=5):
+        self.low, self.high, self.limit, self.default_params = low, high, limit, ()
+
+    def observation_space(self, params):
+        return Box(-jnp.inf, jnp.inf, (4,))
+
+    def action_space(self, params):
+        return Box(jnp.array(self.low), jnp.array(self.high), (2,))
+
+    def reset(self, key, params):
+        state = (jnp.zeros(2), jnp.int32(0), jax.random.uniform(key))
+        return self.observe(state), state
+
+    def step(self, key, state, action, params):
+        state = (action, state[1] + 1, state[2])
+        return self.observe(state), state, action[0], action[1] >= 9, state[1] >= self.limit
+
+    def observe(self, state):
+        levers, time, label = state
+        return jnp.concatenate([levers, jnp.stack([time.astype(jnp.float32), label])])
+
+
+class Regulator:
+    """A mass on a spring, pushed with a force between -3 and 2: x <- A x + B u costs x'Qx + u'Ru.
+
+    It starts anywhere in [-1, 1]^2 and nothing ever ends but by the clock, after 5 steps. The best force is a linear
+    function of the state, which from there stays inside the bounds.
+    """
+
+    default_params = ()
+    A, B = np.array([[0.95, 0.3], [-0.1, 0.9]]), np.array([[0.0], [0.5]])
+    Q, R = np.eye(2), np.array([[0.5]])
+
+    def observation_space(self, params):
+        return Box(-jnp.inf, jnp.inf, (2,))
+
+    def action_space(self, params):
+        return Box(-3.0, 2.0, (1,))
+
+    def reset(self, key, params):
+        x = jax.random.uniform(key, (2,), minval=-1.0, maxval=1.0)
+        return x, (x, jnp.int32(0))
+
+    def step(self, key, state, action, params):
+        x, time = state[0], state[1] + 1
+        A, B, Q, R = (jnp.asarray(matrix, jnp.float32) for matrix in (self.A, self.B, self.Q, self.R))
+        cost, x = x @ Q @ x + action @ R @ action, A @ x + B @ action
+        return x, (x, time), -cost, jnp.bool_(False), time >= 5
+
+    def solution(self, gamma):
+        """P and K: from x on the best forces u = -K x cost x'Px, discounted by gamma, by the Riccati equation."""
+        A, B, Q, R = self.A, self.B, self.Q, self.R
+        P = Q
+        for _ in range(1000):
+            K = gamma * np.linalg.solve(R + gamma * B.T @ P @ B, B.T @ P @ A)
+            P = Q + K.T @ R @ K + gamma * (A - B @ K).T @ P @ (A - B @ K)
+        return P, K
+
+
+class Bandit:
+    """One step, and the end. reward: a function of the action in the units of action_space."""
+
+    default_params = ()
+
+    def __init__(self, space, reward):
+        self.space, self.reward = space, reward
+
+    def observation_space(self, params):
+        return Box(0.0, 1.0, (1,))
+
+    def action_space(self, params):
+        return self.space
+
+    def reset(self, key, params):
+        return jnp.ones(1), ()
+
+    def step(self, key, state, action, params):
+        return jnp.ones(1), state, self.reward(action), jnp.bool_(True), jnp.bool_(False)
 
 
 class Broken(Chain):

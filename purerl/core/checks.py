@@ -160,7 +160,9 @@ def bounded_actions(config: Any) -> None:
         space = environment.action_space(environment.default_params)
         assert isinstance(space, envs.Box)
         low, high = (np.broadcast_to(np.asarray(x, np.float64), space.shape).ravel() for x in (space.low, space.high))
-    for wrong, what in ((~np.isfinite(high - low), "finite bounds"), (~(low < high), "low < high")):
+    # Some environments write the largest float where there is no bound.
+    bounded = (np.abs(low) < 1e30) & (np.abs(high) < 1e30)
+    for wrong, what in ((~bounded, "finite bounds"), (~(low < high), "low < high")):
         if wrong.any():
             i = int(np.argmax(wrong))
             raise ValueError(
