@@ -99,10 +99,6 @@ class TanhGaussian(NamedTuple):
     def sample(self, key: PRNGKey) -> Float[Array, "*batch D"]:
         return jnp.tanh(self.base.sample(key))
 
-    def sample_and_log_prob(self, key: PRNGKey) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
-        """An action and its log density, without inverting the tanh."""
-        return self.at(jax.random.normal(key, self.mean.shape))
-
     def at(self, noise: Float[Array, "*batch D"]) -> tuple[Float[Array, "*batch D"], Float[Array, "*batch"]]:
         """The action tanh(mean + std noise) and its log density: a draw, where the noise is standard normal."""
         log_std = jnp.broadcast_to(self.log_std, self.mean.shape)
