@@ -273,3 +273,12 @@ def test_memory_is_measured_when_it_is_full() -> None:
     assert side.build_memory(env="Pendulum-v1", capacity=8, batch_size=4, steps=3) == 9 * 4 + 8 / 8
     side.run(seed=0)
     assert (int(side.memory.size), int(side.memory.position)) == (8, 3)
+
+
+def test_sac_draws_from_a_memory_that_counts_as_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of its 2,000 places the first 1,000 are written before; an update takes 500 env steps. None is run here."""
+    side = Purerl()
+    monkeypatch.setitem(side.build_full_sac.__globals__, "compile_timed", lambda *_: (lambda state, _: state, {}))
+    assert side.build_full_sac(env="Pendulum-v1", capacity=2_000, num_updates=3) == 1_500
+    assert (int(side.state.replay.size), int(side.state.replay.position)) == (2_000, 1_000)
+    assert side.state.replay.rows.shape[0] == 2_000

@@ -1,6 +1,6 @@
-"""How fast purerl trains, against rejax 0.1.3 and Stable-Baselines3 2.9.2 on the same work, and where its time goes.
+r"""How fast purerl trains, against rejax, Stable-Baselines3 and SBX on the same work, and where its time goes.
 
-    python -m benchmarks.speed                        every case; about half an hour on two idle cores
+    python -m benchmarks.speed                        every case; about an hour on two idle cores
     python -m benchmarks.speed ppo-1 dqn-1            some of them
     python -m benchmarks.speed --quick --out DIR      a functional check in a few minutes: its numbers mean nothing
 
@@ -18,17 +18,25 @@ Cases:
     trpo                   the time of TRPO's update over that of PPO's on equal data
     two-cores              env steps per second of 16 seeds of each policy gradient on two cores and on one
     compile                seconds of tracing and compiling each policy gradient over PPO's, in fresh processes
+    sac-1, td3-1           as ppo-1: SAC and TD3 on Pendulum beside rejax; and their compile time over rejax's
+    sac-256                SAC's env steps per second with 256-256 networks over Stable-Baselines3's and over SBX's
+    sac-parts              what SAC's gradient step of that size is made of; its share of the matrix-product peak
+    hopper-replay          bytes per transition of hopper; speed of a full memory of 1e4 and of 1e6, alone and in SAC
+    off-policy-cores       env steps per second of 16 seeds of SAC and of TD3 on two cores and on one
 
-The cases of the policy gradients, the last four, are written to a folder of their own:
+The cases of the policy gradients and those of SAC and TD3 are written to folders of their own:
 
     python -m benchmarks.speed a2c trpo two-cores compile --out benchmarks/results/speed/policy_gradients
+    python -m benchmarks.speed sac-1 td3-1 sac-256 sac-parts hopper-replay off-policy-cores \
+        --out benchmarks/results/speed/off_policy
 
 rejax is started as it comes, with NPROC, and with the devices and the flags that purerl gives itself; against the first
 two and against the last there is a ratio each.
 
 The libraries need different versions of gymnax, so each works in a process of its own, which reads requests and
 writes answers as lines of JSON; only one of them works at a time. The virtual environment of another library is made
-when a case first needs it; Stable-Baselines3's takes 1 GB with PyTorch's build for the CPU, more with the one for GPUs.
+when a case first needs it; Stable-Baselines3's and SBX's take 1 GB each with PyTorch's build for the CPU, more with
+the one for GPUs.
 Writes speed.csv and speed.md, which hold this run's cases and no others; speed.md says how long each case took.
 
 A library is one file in `sides`, an entry in `cases.LIBRARIES`, and its starts beside the cases that need it.

@@ -133,8 +133,10 @@ counted from the sizes of the networks, all else as nothing. A peak is the most 
 256 products of which each takes the result of the one before, and of one large product; one CPU device each."""
 
 HOPPER = """\
-Replay of hopper: float32 observations of 11 and actions of 3 numbers in a full memory. A step writes one transition
-over the oldest and draws a batch of 256."""
+Replay of hopper: float32 observations of 11 and actions of 3 numbers in a memory of which every place is drawn from.
+Alone, a step writes one transition over the oldest and draws a batch of 256: 1e4 transitions, 1 MB, may stay in a
+cache, while with 1e6 most of the 256 come from main memory. In training SAC does the same at each env step, which also
+takes a step of Brax and a gradient step with the settings of the case sac-1."""
 
 OFF_POLICY_CORES = """\
 One and two cores: as the case of the policy gradients, with SAC's and TD3's default settings on Pendulum-v1."""

@@ -20,6 +20,7 @@ from benchmarks.speed.workers import Start, Worker, side_start
 LEAST_OVER = {"sb3": ("Stable-Baselines3", 2.5), "sbx": ("SBX", 1.5)}
 MOST_BYTES, LEAST_KEPT = 110.0, 0.85
 CAPACITIES = {"capacity 1e4": 10_000, "capacity 1e6": 1_000_000}
+WRITE_AND_DRAW, TRAIN = "writing one and drawing a batch", "SAC's env steps"
 PARTS = {
     "target": "target, forward",
     "critics": "critics, forward and backward",
@@ -127,30 +128,40 @@ def parts_in_words(rounds: list[dict[str, float]], shares: Mapping[str, float], 
 
 
 def measure_hopper(bench: Bench) -> None:
-    """Bytes of a transition of hopper, and steps of writing and drawing per second in a memory of 1e4 and of 1e6."""
-    steps = 500 if bench.quick else 20_000
+    """Bytes of a transition of hopper; the speed of a full memory of 1e4 and of 1e6, alone and in SAC's training."""
+    env, steps, updates = "brax/hopper", 500 if bench.quick else 20_000, 1 if bench.quick else 4
+    sizes, seconds = measure_capacities(bench, "build_memory", {"env": env, "batch_size": 256, "steps": steps})
+    env_steps, learning = measure_capacities(bench, "build_full_sac", {"env": env, "num_updates": updates})
+    rates = {
+        WRITE_AND_DRAW: {name: [steps / x for x in seconds[name]] for name in CAPACITIES},
+        TRAIN: {name: [env_steps[name] / x for x in learning[name]] for name in CAPACITIES},
+    }
+    conclude_hopper(bench, sizes["capacity 1e6"], rates)
+
+
+def measure_capacities(
+    bench: Bench, build: str, work: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, list[float]]]:
+    """By capacity: what `build` answers for this work, and the seconds of the repetitions, which take turns."""
     with contextlib.ExitStack() as stack:
-        workers = {name: stack.enter_context(Worker(PURERL, "hopper-replay")) for name in CAPACITIES}
-        sizes = {
-            name: workers[name].ask("build_memory", env="brax/hopper", capacity=capacity, batch_size=256, steps=steps)
-            for name, capacity in CAPACITIES.items()
-        }
+        workers = {name: stack.enter_context(Worker(PURERL, f"hopper-replay {name}")) for name in CAPACITIES}
+        built = {name: workers[name].ask(build, capacity=capacity, **work) for name, capacity in CAPACITIES.items()}
         ask_each(bench, workers, "run", seed=0)
-        seconds = run_in_turn(bench, workers)
-    conclude_hopper(bench, sizes["capacity 1e6"], {name: [steps / x for x in seconds[name]] for name in CAPACITIES})
+        return built, run_in_turn(bench, workers)
 
 
-def conclude_hopper(bench: Bench, size: float, rates: Mapping[str, list[float]]) -> None:
-    """size: bytes of a transition. rates: steps per second by capacity."""
+def conclude_hopper(bench: Bench, size: float, rates: Mapping[str, Mapping[str, list[float]]]) -> None:
+    """size: bytes of a transition. rates: steps per second of each measure, by capacity."""
     case = "hopper-replay"
-    for name, values in rates.items():
-        bench.report.add(case, "purerl", f"writing one and drawing a batch, {name}", "1/s", values)
-    small, large = (rates[name] for name in CAPACITIES)
-    ratios = [x / y for x, y in zip(large, small, strict=True)]
-    bench.report.add(case, "purerl", "capacity 1e6 over 1e4", "x", ratios)
+    for measure, of in rates.items():
+        for name, values in of.items():
+            bench.report.add(case, "purerl", f"{measure}, {name}", "1/s", values)
+        small, large = (of[name] for name in CAPACITIES)
+        ratios = [x / y for x, y in zip(large, small, strict=True)]
+        bench.report.add(case, "purerl", f"{measure}, capacity 1e6 over 1e4", "x", ratios)
+        kept, what = statistics.median(ratios), f"{measure}: speed with a memory of 1e6 transitions of hopper over 1e4"
+        bench.report.judge(case, what, f"{kept:.2f}x", f">= {LEAST_KEPT}x", kept >= LEAST_KEPT)
     bench.report.add(case, "purerl", "memory per transition", "bytes", [size])
-    kept, what = statistics.median(ratios), "speed of a memory of 1e6 transitions of hopper over that of 1e4"
-    bench.report.judge(case, what, f"{kept:.2f}x", f">= {LEAST_KEPT}x", kept >= LEAST_KEPT)
     what = "bytes per transition of 1e6 transitions of hopper"
     bench.report.judge(case, what, f"{size:.2f}", f"<= {MOST_BYTES:.0f}", size <= MOST_BYTES, timed=False)
 

@@ -133,6 +133,24 @@ class Purerl(Side):
         self.train = train
         return size
 
+    def build_full_sac(self, env: str, capacity: int, num_updates: int) -> int:
+        """Prepares `run`: updates of SAC that draw from all of a memory that counts as full; their env steps."""
+        purerl.use_all_cores()
+        config = make_config("sac", capacity, env=env, buffer_size=capacity)
+        state = jax.jit(sac.init)(jax.random.key(0), config)
+        self.state = state._replace(replay=state.replay._replace(size=jnp.int32(capacity)))
+
+        def updates(state: Any, config: Any) -> Any:
+            return jax.lax.scan(lambda state, _: sac.update(state, config), state, length=num_updates)[0]
+
+        compiled, _ = compile_timed(jax.jit(updates, donate_argnums=0), self.state, config)
+
+        def train(seed: int) -> None:
+            self.state = jax.block_until_ready(compiled(self.state, config))
+
+        self.train = train
+        return config.env_steps(num_updates) - config.env_steps(0)
+
     def use_cores(self, cores: int) -> int:
         """Keeps this process on that many cores from here on; the number of its devices. It comes before all else."""
         allowed = sorted(os.sched_getaffinity(0))
