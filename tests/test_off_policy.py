@@ -1,5 +1,6 @@
 """DDPG, TD3, SAC and discrete SAC: targets and losses by hand, gradient steps in float64, noise, memory and optima."""
 
+import functools
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -586,7 +587,7 @@ def test_td3_waits_in_a_branch_of_all_seeds() -> None:
         assert primitives(jax.make_jaxpr(update)(states).jaxpr).count("cond") == branches
 
 
-@pytest.mark.parametrize(("gradient_steps", "iterations"), [(2, 6), (1, 12), (12, 1)])
+@pytest.mark.parametrize(("gradient_steps", "iterations"), [(2, 6), (1, 12)])
 def test_td3_counts_the_steps_of_a_whole_update(gradient_steps: int, iterations: int) -> None:
     """Of its twelve gradient steps in whatever iterations every fourth moves the actor: three of two updates' six."""
     phases = {"gradient_steps": gradient_steps, "iterations_per_update": iterations, "num_steps": 1}
@@ -603,6 +604,13 @@ def test_td3_counts_the_steps_of_a_whole_update(gradient_steps: int, iterations:
 
 def acting_config(algorithm: ModuleType, **fields: Any) -> Any:
     return tiny.config(algorithm, env=LEVERS, **LINEAR, **fields)
+
+
+@functools.cache
+def fresh(name: str) -> Any:
+    """A state at the start, which the fields about acting do not change."""
+    algorithm = CONTINUOUS[name]
+    return jax.jit(lambda: algorithm.init(KEY, acting_config(algorithm)))()
 
 
 def with_actor(state: Any, W: Any) -> Any:
@@ -628,7 +636,7 @@ def test_exploration_noise(name: str) -> None:
     algorithm, num = CONTINUOUS[name], 4000
     config = acting_config(algorithm, **({} if algorithm is sac else {"exploration_noise": 0.2}))
     W = actor_that_says(algorithm, np.arctanh(-0.5), 0.0, std=np.exp(-1))
-    state = with_actor(jax.jit(lambda: algorithm.init(KEY, config))(), W)
+    state = with_actor(fresh(name), W)
     obs = jnp.broadcast_to(FIRST, (num, 4))
     action, noise = jax.jit(lambda: algorithm.explore(KEY, obs, jnp.full((num, 2), 1e3), state, config))()
     action, noise = np.asarray(action), np.asarray(noise)
@@ -647,7 +655,7 @@ def test_policies_in_the_env_s_units(name: str) -> None:
     algorithm = CONTINUOUS[name]
     fields = {} if algorithm is sac else {"exploration_noise": 0.25}
     config = acting_config(algorithm, noise_theta=0.19, **fields)
-    state = with_actor(jax.jit(lambda: algorithm.init(KEY, config))(), actor_that_says(algorithm, 0.3, -1.2, std=0.25))
+    state = with_actor(fresh(name), actor_that_says(algorithm, 0.3, -1.2, std=0.25))
     mean = np.array([0.3, -1.2])
     greedy, exploring = (algorithm.policy(state, config, deterministic=x) for x in (True, False))
     units = LOW + (np.tanh(mean) + 1) * (HIGH - LOW) / 2
@@ -807,11 +815,17 @@ def targets_of(state: Any, *, own: bool = False) -> Any:
 
 @pytest.mark.parametrize("name", ALL)
 def test_statistics_of_what_was_seen(name: str) -> None:
-    """Of every observation acted on, the prefill's too; the memory keeps them raw, and batches are normalised."""
+    """Of every observation acted on, the prefill's too; the memory keeps them raw, and batches are normalised.
+
+    At the start, twins have weights of their own.
+    """
     algorithm = ALL[name]
     env = Chain() if algorithm is discrete_sac else LEVERS
     config = tiny.config(algorithm, env=env, normalize_obs=True, gamma=0.5)
     before = jax.jit(lambda: algorithm.init(KEY, config))()
+    if algorithm is not ddpg:
+        kernel = before.params.critic["params"]["body"]["Dense_0"]["kernel"]
+        assert kernel.shape[0] == 2 and np.abs(kernel[0] - kernel[1]).max() > 0.1
     after = jax.jit(lambda state: algorithm.update(state, config)[0])(before)
     for state, num in ((before, 16), (after, 32)):
         obs = np.asarray(remembered(state, config, num).obs, np.float64)
@@ -854,20 +868,17 @@ def test_learns_from_steps_in_a_row(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_critics_alone_are_normalized(name: str) -> None:
-    """layer_norm adds its scale and bias to each layer of a critic and nothing to the actor; twins differ."""
+    """layer_norm adds its scale and bias to each layer of a critic and nothing to the actor."""
     algorithm = ALL[name]
     sizes = {"actor_hidden_sizes": (8, 8), "critic_hidden_sizes": (8, 8)}
     env = {} if algorithm is discrete_sac else {"env": LEVERS}
     counts = {}
     for on in (False, True):
         config = tiny.config(algorithm, layer_norm=on, **env, **sizes)
-        params = jax.jit(lambda: algorithm.init(KEY, config).params)()  # noqa: B023
+        params = jax.eval_shape(lambda: algorithm.init(KEY, config).params)  # noqa: B023
         for part in ("actor", "critic"):
             counts[part, on] = sum("LayerNorm" in name for name in getattr(params, part)["params"]["body"])
     assert counts == {("actor", False): 0, ("critic", False): 0, ("actor", True): 0, ("critic", True): 2}
-    if algorithm is not ddpg:
-        kernel = params.critic["params"]["body"]["Dense_0"]["kernel"]
-        assert kernel.shape[0] == 2 and np.abs(kernel[0] - kernel[1]).max() > 0.1
 
 
 @pytest.mark.parametrize(("name", "learn_alpha"), [("sac", True), ("sac", False), ("discrete_sac", True)])
