@@ -28,12 +28,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "shipped", lambda name: shipped.get(name, {}))
 
 
-def test_every_task_has_settings_within_its_budget() -> None:
+def test_settings_keep_to_the_budgets() -> None:
     budgets = {"inverted_pendulum": 100_000, "reacher": 200_000, "hopper": 300_000, "halfcheetah": 300_000}
     for env in off_policy.TASKS:
         found = list(off_policy.runs(env, off_policy.Options()))
         assert found[-1].method is off_policy.PPO
-        assert {"sac"} <= {run.method.algorithm for run in found[:-1]}, env
         assert all(run.options.total_timesteps <= budgets[ppo_paper.title(env)] for run in found[:-1])
         assert all("total_timesteps" not in run.method.fields for run in found)
 
