@@ -181,7 +181,7 @@ print(f"Q of the best torque less Q of the actor's: {(q.max(1) - its_q).mean():.
 # smaller of the two,
 #
 # $$y = r + \gamma \min_{i=1,2} Q_{\phi_i'}\bigl(s', \mu_{\theta'}(s') + \epsilon\bigr), \qquad
-#   \epsilon \sim \text{clip}\bigl(\mathcal{N}(0, \sigma), -c, c\bigr) \quad (10, 14),$$
+#   \epsilon \sim \text{clip}\bigl(\mathcal{N}(0, \sigma), -c, c\bigr) \quad (10,\ \text{section 5.3}),$$
 #
 # with noise on the action, so that a narrow peak is worth no more than its surroundings, and an actor that moves only
 # every second step. **SAC** ([Haarnoja et al. 2018](https://arxiv.org/abs/1812.05905)) takes the minimum too.

@@ -28,11 +28,11 @@ Two critics learn from one target made of the smaller of both opinions, as in TD
     target = tau parameters + (1 - tau) target.                                     (algorithm 1)      -> gradient_step
 
 The policy explores by itself. Its noise is independent from step to step, or an Ornstein-Uhlenbeck process that leads
-somewhere before it turns; each action is still drawn by pi, but it resembles the one before:
+somewhere before it turns; each action is then still a draw of pi, but it resembles the one before:
 
     x_t = (1 - theta) x_{t-1} + sqrt(theta (2 - theta)) xi_t                                                 -> explore
 
-where xi is standard normal. x has variance 1 whatever theta, and theta = 1 is independent noise.
+where xi is standard normal. x starts at 0 and soon has variance 1 whatever theta; theta = 1 is independent noise.
 
 The memory starts with learning_starts transitions of the uniform policy. Then each iteration acts for num_steps steps
 in num_envs environments and takes gradient_steps gradient steps; an update is iterations_per_update iterations.

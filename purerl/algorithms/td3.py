@@ -10,7 +10,7 @@ Two critics with initial weights of their own learn from one target, made of the
 
 The action in it is smoothed, so that a narrow peak of the critic is worth no more than what surrounds it:
 
-    a' = clip(mu(s'; target) + clip(eps, -noise_clip, noise_clip), -1, 1),               (eq. 14)           -> smoothed
+    a' = clip(mu(s'; target) + clip(eps, -noise_clip, noise_clip), -1, 1),          (section 5.3)           -> smoothed
     eps ~ N(0, target_noise^2).
 
 And the actor and all targets wait until the critics have taken policy_delay steps, so that the actor climbs values that
@@ -24,7 +24,7 @@ Exploration is DDPG's: noise in each dimension of the action on the scale [-1, 1
     a = clip(mu(s) + exploration_noise x, -1, 1),                                                            -> explore
     x_t = (1 - theta) x_{t-1} + sqrt(theta (2 - theta)) xi_t,                                                -> explore
 
-where xi is standard normal. x has variance 1 whatever theta, and theta = 1 is independent noise.
+where xi is standard normal. x starts at 0 and soon has variance 1 whatever theta; theta = 1 is independent noise.
 
 The memory starts with learning_starts transitions of the uniform policy. Then each iteration acts for num_steps steps
 in num_envs environments and takes gradient_steps gradient steps; an update is iterations_per_update iterations.
