@@ -1,6 +1,6 @@
 r"""How fast purerl trains, against rejax, Stable-Baselines3 and SBX on the same work, and where its time goes.
 
-    python -m benchmarks.speed                        every case; about an hour on two idle cores
+    python -m benchmarks.speed                        every case; a good hour on two idle cores
     python -m benchmarks.speed ppo-1 dqn-1            some of them
     python -m benchmarks.speed --quick --out DIR      a functional check in a few minutes: its numbers mean nothing
 
