@@ -86,7 +86,8 @@ def measure(algorithm, state, config, key):
 
     def act(key, obs):
         if algorithm is sac:
-            return sac.distribution(weights.actor, obs, config).sample_and_log_prob(key)
+            pi = sac.distribution(weights.actor, obs, config)
+            return pi.at(jax.random.normal(key, pi.mean.shape))
         return algorithm.actor(weights.actor, obs, config), jnp.zeros(64)
 
     def step(carry, key):
@@ -264,7 +265,7 @@ for ax in axes[0]:
 one = jax.tree.map(lambda x: x[0], states["SAC"])
 degrees, speeds = np.linspace(-180, 180, 121), np.linspace(-8, 8, 81)
 pi = sac.distribution(one.params.actor, observed(*jnp.meshgrid(jnp.deg2rad(degrees), speeds)), configs["SAC"])
-entropy = -jax.vmap(lambda key: pi.sample_and_log_prob(key)[1])(jax.random.split(key, 256)).mean(0)
+entropy = -jax.vmap(lambda key: pi.at(jax.random.normal(key, pi.mean.shape))[1])(jax.random.split(key, 256)).mean(0)
 for ax, title, values, colors in (
     (axes[1, 0], "torque of the mode", 2 * pi.mode()[..., 0], "RdBu"),
     (axes[1, 1], "entropy in nats, from -5 up", jnp.maximum(entropy, -5), "viridis"),

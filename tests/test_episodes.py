@@ -179,7 +179,7 @@ def test_each_env_starts_by_its_own_params():
 def test_policies_are_greedy_or_not(name):
     """Deterministic, the key does not matter; otherwise with epsilon_end = 1 every action comes up.
 
-    A planner has nothing but its optimal actions.
+    A planner has nothing but its optimal actions. No two draws of a number are the same.
     """
     algorithm = getattr(purerl, name)
     fields = {"epsilon_end": 1.0} if hasattr(algorithm.Config, "epsilon_end") else {}
@@ -190,9 +190,9 @@ def test_policies_are_greedy_or_not(name):
     @functools.partial(jax.jit, static_argnums=1)
     def act(state, deterministic):
         policy = algorithm.policy(state, config, deterministic=deterministic)
-        return jax.vmap(policy, (0, None))(keys, obs)
+        return jax.vmap(policy.act, (0, None, None))(keys, obs, policy.memory)[0]
 
     state = jax.jit(lambda: algorithm.init(KEY, config))()
     assert len(np.unique(act(state, True))) == 1
-    drawn = 1 if name == "value_iteration" else env.num_actions
+    drawn = 1 if name == "value_iteration" else len(keys) if env.continuous else env.num_actions
     assert len(np.unique(act(state, False))) == drawn
