@@ -135,16 +135,17 @@ def test_epsilon_in_use(updates: dict[Any, Seen]) -> None:
 
 
 @pytest.mark.parametrize("updates", algorithms_with("anneal_learning_rate"), indirect=True)
-def test_learning_rate_in_use(updates: dict[Any, Seen]) -> None:
+def test_learning_rate_in_use(updates: dict[Any, Seen], request: pytest.FixtureRequest) -> None:
     """The first step of Adam, and every step of a table, is in proportion to the learning rate: 1, 3/4, 1/2, 1/4.
 
     An actor that climbs the critic which has just moved has another gradient each time. It shows only where that is
     not far above Adam's 1e-8.
     """
     assert np.abs(updates[0.0].change).max() > 0
+    climbs = request.node.callspec.params["updates"] in purerl.FAMILIES["continuous control"]
     for progress in PROGRESS:
         expected = (1 - progress) * updates[0.0].change
-        np.testing.assert_allclose(updates[progress].change, expected, rtol=1e-2, atol=1e-7)
+        np.testing.assert_allclose(updates[progress].change, expected, rtol=1e-2 if climbs else 2e-3, atol=1e-7)
 
 
 @pytest.mark.parametrize("updates", algorithms_with("max_grad_norm"), indirect=True)

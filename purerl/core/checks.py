@@ -25,9 +25,10 @@ def check(config: Any, actions: tuple[type, ...], *, tabular: bool = False) -> N
     with jax.ensure_compile_time_eval():
         space = environment.action_space(environment.default_params)
     if not isinstance(space, actions):
+        instead = next((names for kind, names in _FOR_ACTIONS.items() if isinstance(space, kind)), "")
         raise ValueError(
             f"{algorithm} acts in {action_kinds(actions)} action spaces only, but {config.env} has the action space "
-            f"{space}: use {_FOR_ACTIONS[type(space)]}."
+            f"{space}" + (f": use {instead}." if instead else ".")
         )
     if tabular and not isinstance(environment.observation_space(environment.default_params), envs.Discrete):
         raise ValueError(

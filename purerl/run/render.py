@@ -1,5 +1,6 @@
 """One episode as something to look at, drawn by the suite that its environment is of."""
 
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,5 +57,8 @@ def save(path: str | Path, algorithm: ModuleType, state: Any, config: Any, key: 
     if suite is None:
         raise ValueError(f"{type(env.env).__name__} is an env of your own, so there is no way known to draw it.")
     states, returns = episode(algorithm, state, config, key, max_steps)
-    drawn: Path = suite.draw(Path(path), env.env, env.first_params, states, returns)
-    return drawn
+    # Beside it first, and then in its place: a picture that cannot be finished leaves the one that was there.
+    path = Path(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        drawn: Path = suite.draw(Path(folder) / path.name, env.env, env.first_params, states, returns)
+        return drawn.replace(path.with_name(drawn.name))
