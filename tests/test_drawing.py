@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from purerl import envs, mdp
+from purerl import dqn, envs, mdp, render
 from purerl.envs import brax
 from purerl.envs.drawing import bodies, classic, grids, movie
 from purerl.envs.mdp import worlds
+from tests import tiny
 
 RED, GREEN = (1.0, 0.0, 0.0), (0.0, 1.0, 0.0)
 AXES = np.array([[1.0, 0, 0], [0, 0, 1], [0, 1, 0]])  # looks along y, z is up
@@ -330,3 +331,20 @@ def test_a_world_shows_the_states_cell(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(grids, "walk", lambda rows, agent: (shown.append(agent), plain(rows, agent))[1])
     worlds.draw(tmp_path / "rooms", env, env.default_params, [(0, 0), (5, 1)], np.zeros(2))
     assert [tuple(map(int, place)) for place in shown] == [(1, 1), (1, 7)]
+
+
+def test_a_picture_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tiny.config(dqn)
+    state, path = dqn.init(jax.random.key(0), config), tmp_path / "episode.gif"
+    path.write_text("old")
+
+    def interrupted(path: Path, *_: Any) -> Path:
+        path.write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("purerl.envs.gymnax.draw", interrupted)
+        render.save(path, dqn, state, config, jax.random.key(0), max_steps=3)
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert render.save(path, dqn, state, config, jax.random.key(0), max_steps=3) == path
+    assert path.read_bytes().startswith(b"GIF8") and list(tmp_path.iterdir()) == [path]
