@@ -22,7 +22,7 @@ turns, which is what finds a reward that many steps in one direction earn:
     a = clip(mu(s) + exploration_noise x, -1, 1),                                                            -> explore
     x_t = (1 - theta) x_{t-1} + sqrt(theta (2 - theta)) xi_t,                                                -> explore
 
-where xi is standard normal. x starts at 0 and has variance 1 after some 1 / theta steps; theta = 1 is independent noise.
+where xi is standard normal. x starts at 0 and has variance 1 after some 1/theta steps; theta = 1 is independent noise.
 
 The memory starts with learning_starts transitions of the uniform policy. Then each iteration acts for num_steps steps
 in num_envs environments and takes gradient_steps gradient steps; an update is iterations_per_update iterations.

@@ -32,7 +32,7 @@ somewhere before it turns; each action is then still a draw of pi, but it resemb
 
     x_t = (1 - theta) x_{t-1} + sqrt(theta (2 - theta)) xi_t                                                 -> explore
 
-where xi is standard normal. x starts at 0 and has variance 1 after some 1 / theta steps; theta = 1 is independent noise.
+where xi is standard normal. x starts at 0 and has variance 1 after some 1/theta steps; theta = 1 is independent noise.
 
 The memory starts with learning_starts transitions of the uniform policy. Then each iteration acts for num_steps steps
 in num_envs environments and takes gradient_steps gradient steps; an update is iterations_per_update iterations.
