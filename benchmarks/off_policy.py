@@ -161,7 +161,7 @@ def verdict(env: str, greedy: np.ndarray, ppo: np.ndarray | None) -> str:
         if ppo is None:
             return "PPO's run is missing"
         bar = float(ppo.mean())
-    return f"{bar:g} {'reached' if greedy.mean() >= bar else 'NOT reached'}"
+    return f"{bar:.1f} {'reached' if greedy.mean() >= bar else 'NOT reached'}"
 
 
 def spread(scores: np.ndarray) -> str:

@@ -376,7 +376,8 @@ for ax, (name, algorithm) in zip(axes, (("TD3", td3), ("SAC", sac)), strict=True
     for label, returns, count in zip(names, metrics["episode_return"], metrics["episodes"], strict=True):
         last = [float(r[c > 0][-3:].mean()) for r, c in zip(returns, count, strict=True)]
         print(f"{name}, {label}: return near the end, seed by seed:", *(f"{x:.0f}" for x in last))
-axes[0].set_ylabel("return while learning");
+axes[0].set_ylabel("return while learning")
+axes[1].set_ylabel("");
 
 # %% [markdown]
 # With independent noise none of the eight trainings ever learns to climb in 15,000 steps. TD3 stays near -37, which is
@@ -386,30 +387,19 @@ axes[0].set_ylabel("return while learning");
 #
 # ## A robot
 #
-# Last, Brax's inverted pendulum: a cart on a rail, pushed so hard that random forces tip the pole in some ten steps.
-# Two settings have to respect that. The target's noise is a tenth of TD3's usual 0.2, since what the usual one smooths
-# over is already a fall; and targets sum 10 rewards before they bootstrap, since a cart that drifts meets the end of
-# its rail only a hundred steps later.
+# Last, Brax's hopper: one leg of four links, driven at three joints. It earns 1 for each step that it has not fallen,
+# and its speed, so that a leap that ends in a fall pays at once and standing pays late. That makes $\gamma$ the setting
+# that counts: purerl ships 0.999 for it and targets of three rewards. 50,000 steps, a third of what the settings ask for, are enough to stand.
 
 # %%
-robot = td3.Config(
-    env="brax/inverted_pendulum/spring",
-    num_envs=8,
-    gradient_steps=8,
-    iterations_per_update=50,
-    total_timesteps=40_000,
-    n_step=10,
-    exploration_noise=0.05,
-    target_noise=0.02,
-)
-state, metrics = td3.train(key, robot)
+robot = purerl.tuned("sac", "brax/hopper").replace(total_timesteps=50_000, learning_starts=2_000)
+state, metrics = sac.train(key, robot)
 plot.learning_curve(metrics, robot)
-returns = purerl.evaluate(td3, state, robot, jax.random.key(1), num_episodes=20).returns
-print(f"greedy: {returns.mean():.0f} steps of 1000, {returns.min():.0f} to {returns.max():.0f} in 20 episodes");
+ended = np.asarray(metrics["episode_return"])[np.asarray(metrics["episodes"]) > 0]
+print(f"return of episodes while learning: {ended[:5].mean():.0f} at first, {ended[-5:].mean():.0f} at the end")
 
 # %%
-display(Image(render.save(folder / "robot.gif", td3, state, robot, jax.random.key(3), max_steps=150)))
+display(Image(render.save(folder / "robot.gif", sac, state, robot, jax.random.key(3), max_steps=150)))
 
 # %% [markdown]
-# From some ten steps the first seed has come to 153 of 1,000, and the episode shows what is left to learn: the pole is
-# held, but the cart drifts.
+# TODO

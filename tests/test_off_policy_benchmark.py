@@ -33,6 +33,7 @@ def test_settings_keep_to_the_budgets() -> None:
     for env in off_policy.TASKS:
         found = list(off_policy.runs(env, off_policy.Options()))
         assert found[-1].method is off_policy.PPO
+        assert "sac" in [run.method.algorithm for run in found]
         assert all(run.options.total_timesteps <= budgets[ppo_paper.title(env)] for run in found[:-1])
         assert all("total_timesteps" not in run.method.fields for run in found)
 
@@ -40,8 +41,8 @@ def test_settings_keep_to_the_budgets() -> None:
 def test_verdicts() -> None:
     tasks = off_policy.TASKS
     assert tasks["brax/reacher"].bar == -12 and tasks["brax/hopper"].bar is None
-    assert off_policy.verdict("brax/reacher", np.array([-10.0, -14.0]), None) == "-12 reached"
-    assert off_policy.verdict("brax/reacher", np.array([-10.0, -14.1]), np.array([-100.0])) == "-12 NOT reached"
+    assert off_policy.verdict("brax/reacher", np.array([-10.0, -14.0]), None) == "-12.0 reached"
+    assert off_policy.verdict("brax/reacher", np.array([-10.0, -14.1]), np.array([-100.0])) == "-12.0 NOT reached"
     assert off_policy.verdict("brax/hopper", np.array([5.0, 6.0]), np.array([4.0, 7.0])) == "5.5 reached"
     assert off_policy.verdict("brax/hopper", np.array([5.0, 5.9]), np.array([4.0, 7.0])) == "5.5 NOT reached"
     assert off_policy.verdict("brax/hopper", np.array([5.0]), None) == "PPO's run is missing"
@@ -65,7 +66,7 @@ def test_trains_once_and_reports(
 
     text = call()
     assert "SAC on Pendulum-v1" in text
-    assert "| Pendulum-v1 | SAC | 800 | 2 | " in text and "-100000 reached" in text
+    assert "| Pendulum-v1 | SAC | 800 | 2 | " in text and "-100000.0 reached" in text
     assert "| PPO" not in text and ppo.scores() is None
     rows = ppo_paper.read_csv(tmp_path / "out" / "off_policy.csv")
     assert [(row["env"], row["method"], row["env_steps"], row["seed"]) for row in rows] == [
