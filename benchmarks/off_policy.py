@@ -135,8 +135,9 @@ def write(options: Options, facts: Mapping[str, str]) -> str:
 
 
 def draw(env: str, finished: Sequence[Run]) -> Figure:
-    """Return of training episodes over env steps, each method's curve as long as its budget."""
+    """Return of training episodes over the logarithm of env steps, each method's curve as long as its budget."""
     figure, panel = plt.subplots(figsize=(6, 4), layout="constrained")
+    panel.set_xscale("log")
     colors = dict(
         zip(
             [*(name.upper() for name in ALGORITHMS), PPO.label],
@@ -149,7 +150,7 @@ def draw(env: str, finished: Sequence[Run]) -> Figure:
         panel.set_prop_cycle(color=[colors[run.method.label]])
         plot.learning_curve(run.curve(), ax=panel, show_seeds=False)
         lines[f"{run.method.label}, {run.options.num_seeds} seeds"] = panel.lines[-1]
-    panel.legend(lines.values(), lines.keys(), loc="lower right", fontsize="small")
+    panel.legend(lines.values(), lines.keys(), frameon=False, fontsize="small")
     panel.set_title(f"{env}: IQM and 95 % interval of training episodes", fontsize="medium")
     return figure
 
