@@ -396,7 +396,7 @@ axes[1].set_ylabel("");
 # the actor to climb, targets sum 5 rewards, and small noise that lasts lets the cart drift either way. DDPG, one seed:
 
 # %%
-robot = purerl.tuned("ddpg", "brax/inverted_pendulum")
+robot = purerl.tuned("ddpg", "brax/inverted_pendulum").replace(total_timesteps=100_000)
 state, metrics = ddpg.train(key, robot)
 plot.learning_curve(metrics, robot)
 ended = np.asarray(metrics["episode_return"])[np.asarray(metrics["episodes"]) > 0]
