@@ -5,8 +5,6 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
-#       format_version: '1.3'
-#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -391,8 +389,8 @@ axes[1].set_ylabel("");
 #
 # Last, Brax's inverted pendulum: a pole on a cart, 1 for each step that it stands, and a motor so strong that random
 # forces tip it in some ten steps. To hold the pole is learned soon. But a cart that drifts meets the end of its rail
-# only hundreds of steps later, and until then all actions are worth almost the same to the critic. What purerl ships
-# for it makes the difference visible: $\gamma = 0.998$ looks that far, a wide critic of tanh units has smooth slopes for
+# only hundreds of steps later, and until then all actions are worth almost the same to the critic. The settings
+# that purerl ships answer that: $\gamma = 0.998$ looks that far, a wide critic of tanh units has smooth slopes for
 # the actor to climb, targets sum 5 rewards, and small noise that lasts lets the cart drift either way. DDPG, one seed:
 
 # %%
@@ -406,6 +404,6 @@ print(f"steps balanced while learning: {ended[:5].mean():.0f} at first, {ended[-
 display(Image(render.save(folder / "robot.gif", ddpg, state, robot, jax.random.key(3), max_steps=150)))
 
 # %% [markdown]
-# From some 40 steps at the start it has come to 900 of 1,000, noise included, and the greedy policy holds the pole in the
-# middle of its rail. The curve shows what is left to learn: whole episodes of 1,000 steps, then one of 600. Where all
+# From some 40 steps at the start it has come to 900 of 1,000, noise included, and for the 150 steps shown the
+# greedy policy holds the pole near the middle of its rail. The curve shows what is left to learn: whole episodes of 1,000 steps, then some of 600. Where all
 # actions are worth the same, the next gradient step may undo what the last have learned.

@@ -48,6 +48,12 @@ def test_verdicts() -> None:
     assert off_policy.verdict("brax/hopper", np.array([5.0]), None) == "PPO's run is missing"
 
 
+def test_budgets_that_differ_are_drawn_over_a_logarithm() -> None:
+    panel = off_policy.draw("brax/hopper", [off_policy.ppo_run("brax/hopper", off_policy.Options())]).axes[0]
+    assert panel.get_xscale() == "log"
+    assert panel.get_legend().get_texts()[0].get_text() == "PPO (clip), 3 seeds"
+
+
 def test_trains_once_and_reports(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
