@@ -39,6 +39,25 @@ def test_adam_under_vmap():
     np.testing.assert_allclose(updates, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("side", [3, 256])
+def test_small_networks_are_one_vector_and_large_ones_stay_as_they_are(side):
+    """Neither changes a step: two of RMSProp with clipping, over a matrix of side x side and a vector, by NumPy."""
+    params = {"a": jnp.ones((side, side)), "b": jnp.ones(2)}
+    optimizer = optimize.rmsprop(0.1, 1.0, eps=0.5)
+    state = optimizer.init(params)
+    sizes = {leaf.size for leaf in jax.tree.leaves(state)} - {1}
+    assert sizes == ({11} if side == 3 else {side**2, 2})
+    nu = {name: 0.0 for name in params}
+    for scale in (1.0, 2.0):
+        grads = {"a": jnp.full((side, side), scale), "b": jnp.array([3.0, -4.0]) * scale}
+        updates, state = optimizer.update(grads, state, params)
+        norm = scale * np.sqrt(side**2 + 25)
+        for name, grad in grads.items():
+            clipped = np.asarray(grad, np.float64) / max(norm, 1)
+            nu[name] = 0.99 * nu[name] + 0.01 * clipped**2
+            np.testing.assert_allclose(updates[name], -0.1 * clipped / (np.sqrt(nu[name] + 0.5)), rtol=1e-4)
+
+
 @pytest.mark.parametrize(("size", "num_minibatches"), [(1, 1), (12, 3), (16, 4), (1000, 8)])
 def test_each_epoch_is_a_permutation(size, num_minibatches):
     indices = optimize.shuffled_indices(jax.random.key(0), size, 3, num_minibatches)
