@@ -9,7 +9,7 @@ from jaxtyping import Array, Int
 
 from purerl.core.types import PRNGKey, Scalar
 
-# Numbers. With layers of 256, of which SAC has more, two fifths of its gradient step were XLA putting them end to end.
+# Numbers. SAC with layers of 256 has more: two fifths of its gradient step were XLA putting them end to end.
 _LARGE = 2**16
 
 
