@@ -261,6 +261,50 @@ def test_sac_clips_its_deviations() -> None:
     np.testing.assert_allclose(pi.mean, [[3, -4], [7.5, -10], [90, -120]])
 
 
+def test_policies_of_sac_begin_near_an_even_chance() -> None:
+    """Means near 0 and deviations near 1, or all actions near equally likely, whatever is observed."""
+    config = tiny.config(sac, env=LEVERS)
+    pi = sac.distribution(jax.jit(sac.init)(KEY, config).params.actor, 3 * jax.random.normal(KEY, (50, 4)), config)
+    assert 0 < jnp.abs(pi.mean).max() < 0.1 and 0 < jnp.abs(pi.log_std).max() < 0.1
+    config = tiny.config(discrete_sac, env=THREE)
+    weights = jax.jit(discrete_sac.init)(KEY, config).params.actor
+    pi = discrete_sac.distribution(weights, jnp.linspace(-3, 3, 50)[:, None], config)
+    np.testing.assert_allclose(jax.nn.softmax(pi.logits), 1 / 3, atol=0.03)
+
+
+@pytest.mark.parametrize(("iterations", "steps"), [(1, 8), (8, 1)])
+def test_each_gradient_step_of_sac_has_noise_of_its_own(
+    iterations: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metrics are means over the steps of an update: the variance of numbers that are alike would be 0."""
+    config = tiny.config(sac, iterations_per_update=iterations, gradient_steps=steps, total_timesteps=500)
+
+    def spy(key: Any, noise: Any, state: Any, config: Any) -> Any:
+        # Of the batch the first number alone, or it would be the others that vary.
+        return state, {f"x{i}": noise[i, 0, 0] for i in range(2)} | {
+            f"x{i} squared": noise[i, 0, 0] ** 2 for i in range(2)
+        }
+
+    monkeypatch.setattr(sac, "gradient_step", spy)
+    _, metrics = jax.jit(lambda key: sac.update(sac.init(key, config), config))(KEY)
+    assert metrics["x0"].shape == ()
+    for i in range(2):
+        assert metrics[f"x{i} squared"] - metrics[f"x{i}"] ** 2 > 0.1
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_metrics_are_means_over_the_gradient_steps(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm = ALL[name]
+    config = tiny.config(algorithm, iterations_per_update=3, gradient_steps=2, total_timesteps=500)
+
+    def spy(*arguments: Any) -> Any:
+        return arguments[-2], {"one": jnp.float32(1)}
+
+    monkeypatch.setattr(algorithm, "gradient_step", spy)
+    _, metrics = jax.jit(lambda key: algorithm.update(algorithm.init(key, config), config))(KEY)
+    assert metrics["one"] == 1
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The deterministic policy gradient
 
