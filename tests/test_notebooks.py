@@ -15,7 +15,12 @@ def test_every_source_has_its_notebook() -> None:
     assert [path.stem for path in NOTEBOOKS] == sorted(path.stem for path in FOLDER.glob("*.py")) != []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.xdist_group(path.stem), id=path.stem) for path in NOTEBOOKS
+    ],  # half a minute each
+)
 def test_runs_on_a_tiny_budget(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     for cell in notebook.cells:
