@@ -15,11 +15,9 @@ def test_every_source_has_its_notebook() -> None:
     assert [path.stem for path in NOTEBOOKS] == sorted(path.stem for path in FOLDER.glob("*.py")) != []
 
 
+# The longest tests of all: the workers share them.
 @pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, marks=pytest.mark.xdist_group(path.stem), id=path.stem) for path in NOTEBOOKS
-    ],  # half a minute each
+    "path", [pytest.param(path, marks=pytest.mark.xdist_group(path.stem), id=path.stem) for path in NOTEBOOKS]
 )
 def test_runs_on_a_tiny_budget(path: Path, tmp_path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
