@@ -24,7 +24,7 @@ def test_runs_on_a_tiny_budget(path: Path, tmp_path: Path) -> None:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             # Budgets of five digits and more; learning_starts and the like have four.
-            cell.source = re.sub(r"\b\d{2,}_000\b", "4_096", cell.source)
+            cell.source = re.sub(r"\b\d{2,}_000\b", "2_048", cell.source)
             cell.source = re.sub(r"key\(0\), \d\)", "key(0), 2)", cell.source)
     NotebookClient(
         notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
