@@ -17,6 +17,8 @@ FAMILIES = {
     "value functions": ("linear_q", "dqn", "pqn"),
     "policy gradients": ("reinforce", "actor_critic", "a2c", "trpo", "ppo"),
     "continuous control": ("ddpg", "td3", "sac", "discrete_sac"),
+    "without a gradient": ("cem", "es"),
+    "with a model": ("dyna_q",),
 }
 ALGORITHMS = tuple(name for family in FAMILIES.values() for name in family)
 

@@ -13,7 +13,17 @@ from purerl.envs import make
 from purerl.envs.mdp import enumeration
 from purerl.envs.mdp.model import MDP, Tabular, check, expected_reward, expected_value
 from purerl.envs.mdp.solve import dense, optimal_value, policy_value
-from purerl.envs.mdp.worlds import NAMES, cliff_walking, four_rooms, frozen_lake, garnet, grid, gridworld, random_walk
+from purerl.envs.mdp.worlds import (
+    NAMES,
+    cliff_walking,
+    dyna_maze,
+    four_rooms,
+    frozen_lake,
+    garnet,
+    grid,
+    gridworld,
+    random_walk,
+)
 
 __all__ = [
     "MDP",
@@ -22,6 +32,7 @@ __all__ = [
     "check",
     "cliff_walking",
     "dense",
+    "dyna_maze",
     "expected_reward",
     "expected_value",
     "four_rooms",

@@ -159,6 +159,19 @@ def test_epsilon_greedy_frequencies() -> None:
     np.testing.assert_allclose(frequencies, [0.1, 0.8, 0.1], atol=5 * np.sqrt(0.16 / 20_000))
 
 
+def test_ties_are_broken_at_random_where_asked() -> None:
+    """The first of two best actions, or both alike, whatever part of the draws epsilon takes."""
+    q = jnp.tile(jnp.array([1.0, 2.0, -1.0, 2.0]), (20_000, 1))
+    for epsilon in (0.0, 0.4):
+        action = dqn.epsilon_greedy(jax.random.key(0), q, epsilon, random_ties=True)
+        other, best = epsilon / 4, epsilon / 4 + (1 - epsilon) / 2
+        frequencies = np.bincount(action, minlength=4) / action.size
+        np.testing.assert_allclose(frequencies, [other, best, other, best], atol=5 * np.sqrt(0.25 / 20_000))
+    assert (dqn.epsilon_greedy(jax.random.key(0), q, 0.0) == 1).all()
+    alone = jnp.tile(jnp.array([1.0, 3.0, 2.0]), (100, 1))
+    assert (dqn.epsilon_greedy(jax.random.key(0), alone, 0.0, random_ties=True) == 1).all()
+
+
 def test_target_network_stands_still_between_copies() -> None:
     """Period 3: two gradient steps leave the target alone, the third copies the parameters."""
     config = tiny.config(dqn, target_update_period=3)

@@ -63,7 +63,10 @@ ONE_GRADIENT_STEP = {
     "iterations_per_update": 1,
     "gradient_steps": 1,
     "policy_delay": 1,
+    "planning_steps": 0,
 }
+# In a single step of CartPole all candidates earn the same.
+TOLD_APART = {"es": {"num_steps": 32}}
 # What the learning rate moves, where it does not move every parameter.
 MOVED = {"trpo": lambda params: params.critic}
 PROGRESS = (0.0, 0.25, 0.5, 0.75)  # of four updates, the last one included
@@ -101,11 +104,13 @@ def updates(request: pytest.FixtureRequest) -> dict[Any, Seen]:
     algorithm, used = getattr(purerl, request.param), []
     moved = MOVED.get(request.param, lambda params: params)
 
-    def record(key: Any, q: jax.Array, epsilon: Any) -> jax.Array:
+    def record(key: Any, q: jax.Array, epsilon: Any, **ties: Any) -> jax.Array:
         jax.debug.callback(lambda value: used.append(float(value)), epsilon, ordered=True)
         return jnp.zeros(q.shape[:-1], jnp.int32)
 
-    config = tiny.config(algorithm, **fields_of(algorithm, {**ANNEALED, **ONE_GRADIENT_STEP}))
+    config = tiny.config(
+        algorithm, **fields_of(algorithm, {**ANNEALED, **ONE_GRADIENT_STEP, **TOLD_APART.get(request.param, {})})
+    )
     config = config.replace(total_timesteps=config.env_steps(4))
     assert config.num_updates == 4
     with pytest.MonkeyPatch.context() as patch:

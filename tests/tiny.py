@@ -19,6 +19,7 @@ _PARALLEL = {
 _SMALL_TOWERS = {"actor_hidden_sizes": (8,), "critic_hidden_sizes": (8,)}
 FIELDS: dict[str, dict[str, Any]] = {
     "q_learning": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
+    "dyna_q": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
     "sarsa": {"env": "mdp/cliff_walking", "num_steps": 8, "total_timesteps": 48},
     "td": {"env": "mdp/random_walk", "num_steps": 8, "total_timesteps": 48},
     "linear_q": {"num_steps": 8, "total_timesteps": 48, "num_tilings": 2, "num_tiles": 4},
@@ -60,16 +61,20 @@ _REPLAY = {
     **_SMALL_TOWERS,
 }
 FIELDS |= {name: _REPLAY for name in ("ddpg", "td3", "sac", "discrete_sac")}
+_POPULATION = {"actor_hidden_sizes": (8,), "population": 4, "num_episodes": 2, "num_steps": 32, "total_timesteps": 1024}
+FIELDS |= {"cem": {**_POPULATION, "elite_fraction": 0.5}, "es": _POPULATION}
 # Another value of a static field, where a rule cannot guess one; and the switch under which a field is read at all.
 _CONTINUOUS = {"env": "MountainCarContinuous-v0"}
 OTHERS = {
     **dict.fromkeys(("ddpg", "td3", "sac"), _CONTINUOUS),
+    "cem": {"elite_fraction": 0.75},
     "linear_q": {"obs_low": (-2.0, -0.1), "obs_high": (1.0, 0.1)},
 }
 _LONG = {"num_steps": 500, "total_timesteps": 4000}  # as long as an episode may last
 READ_UNDER = {
     "linear_q": {"fourier_order": {"features": "fourier"}},
     "reinforce": {"reward_to_go": {"episodes": "complete", **_LONG}, "episodes": _LONG},
+    "dyna_q": {"kappa": {"planning": "bonus"}, "threshold": {"planning": "prioritized"}},
     "ppo": {"kl_coef": {"surrogate": "kl"}},
 }
 SEEDS = (0, 1, 2)  # not a multiple of the two devices, so that the runner has to pad

@@ -172,6 +172,22 @@ def bounded_actions(config: Any) -> None:
             )
 
 
+def enough_elites(config: Any) -> None:
+    """Raises ValueError unless elite_fraction makes at least 2 elites, and no more than there are candidates."""
+    if not 2 <= (num := config.num_elites) <= config.population:
+        limit = "a variance needs at least 2" if num < 2 else "there are no more than the population"
+        raise ValueError(
+            f"elite_fraction = {config.elite_fraction} of population = {config.population} makes {num} elites, but "
+            f"{limit}: choose a fraction between {2 / config.population:g} and 1."
+        )
+
+
+def in_pairs(config: Any) -> None:
+    """Raises ValueError where the population is odd."""
+    if config.population % 2:
+        raise ValueError(f"Candidates come in pairs, so population must be even, but is {config.population}.")
+
+
 def first_batch_fits(config: Any) -> None:
     """Raises ValueError where the first batch is larger than what the memory holds by then."""
     if config.batch_size > config.prefill_steps:

@@ -131,13 +131,23 @@ def ornstein_uhlenbeck(key: PRNGKey, noise: Float[Array, "*shape"], theta: Scala
     return (1 - theta) * noise + jnp.sqrt(theta * (2 - theta)) * jax.random.normal(key, noise.shape)
 
 
-def epsilon_greedy(key: PRNGKey, q: Float[Array, "*batch A"], epsilon: Scalar) -> Int[Array, "*batch"]:
-    """argmax_a q `[..., A]`, but with probability epsilon a uniform action; `[...]`."""
+def epsilon_greedy(
+    key: PRNGKey, q: Float[Array, "*batch A"], epsilon: Scalar, *, random_ties: bool = False
+) -> Int[Array, "*batch"]:
+    """argmax_a q `[..., A]`, but with probability epsilon a uniform action; `[...]`.
+
+    random_ties: of several largest entries any, with the same probability; otherwise the first.
+    """
     num_actions = q.shape[-1]
     draw = jax.random.uniform(key, q.shape[:-1])
     # Below epsilon the draw is uniform on [0, epsilon), so it can also say which action: one draw, not two.
     random_action = jnp.minimum(draw / jnp.maximum(epsilon, 1e-8) * num_actions, num_actions - 1).astype(jnp.int32)
-    return jnp.where(draw < epsilon, random_action, q.argmax(-1))
+    if not random_ties:
+        return jnp.where(draw < epsilon, random_action, q.argmax(-1))
+    best = q == q.max(-1, keepdims=True)
+    number, rest = jnp.cumsum(best, -1), (draw - epsilon) / jnp.maximum(1 - epsilon, 1e-8)  # uniform on [0, 1) above it
+    passed = number <= jnp.floor(jnp.clip(rest, 0.0, 1 - 1e-6) * number[..., -1])[..., None]
+    return jnp.where(draw < epsilon, random_action, passed.sum(-1))
 
 
 def at_action(q: Float[Array, "*batch A"], action: Int[Array, "*batch"]) -> Float[Array, "*batch"]:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from purerl.core.types import Scalar, Transition
 
@@ -22,20 +22,23 @@ def init_stats(shape: tuple[int, ...]) -> RunningStats:
     return RunningStats(jnp.zeros(shape), jnp.ones(shape), jnp.zeros(()))
 
 
-def update_stats(stats: RunningStats | None, batch: Float[Array, "*batch_and_item"]) -> RunningStats | None:
+def update_stats(
+    stats: RunningStats | None, batch: Float[Array, "*batch_and_item"], counts: Bool[Array, " B"] | None = None
+) -> RunningStats | None:
     """Takes a batch with any number of leading axes into account, in one pass and without cancellation.
 
-    Without stats there are none to update. Source: Chan, Golub and LeVeque (1979), the parallel form of Welford's
-    algorithm.
+    counts: which items of a batch with one leading axis do, at least one; None for all. Without stats there are none to
+    update. Source: Chan, Golub and LeVeque (1979), the parallel form of Welford's algorithm.
     """
     if stats is None:
         return None
     batch = batch.reshape(-1, *stats.mean.shape).astype(jnp.float32)
-    num = batch.shape[0]
+    where = None if counts is None else jnp.broadcast_to(counts.reshape(-1, *(1,) * stats.mean.ndim), batch.shape)
+    num = batch.shape[0] if counts is None else counts.sum()
     count = stats.num + num
-    shift = batch.mean(0) - stats.mean
+    shift = batch.mean(0, where=where) - stats.mean
     mean = stats.mean + shift * num / count
-    squares = stats.var * stats.num + batch.var(0) * num + jnp.square(shift) * stats.num * num / count
+    squares = stats.var * stats.num + batch.var(0, where=where) * num + jnp.square(shift) * stats.num * num / count
     return RunningStats(mean, squares / count, count)
 
 

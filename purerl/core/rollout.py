@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from purerl.core import networks, normalize
 from purerl.core.types import Episodes, Policy, PRNGKey, Transition
 from purerl.envs import BoundEnv, EnvState
 
@@ -38,30 +39,54 @@ def episodes(key: PRNGKey, env: BoundEnv, policy: Policy, num: int, max_steps: i
     """Runs num episodes side by side, each from its own start state to its end.
 
     Where each env has params of its own, the episodes take turns with them. max_steps: where an episode that never ends
-    is cut. Every env contributes exactly one episode: counting episodes as they end would favour short ones.
+    is cut.
     """
-    env = env.copies(num)
-    act = jax.vmap(policy.act)
-    reset_key, loop_key = jax.random.split(key)
-    start = env.reset(reset_key)
     memory = jax.tree.map(lambda x: jnp.broadcast_to(x, (num, *jnp.shape(x))), policy.memory)
+    evaluation, _ = play(key, env.copies(num), jax.vmap(policy.act), memory, max_steps)
+    return evaluation
+
+
+def play(
+    key: PRNGKey,
+    env: BoundEnv,
+    act: Callable[[Any, Array, Any], tuple[Array, Any]],
+    memory: Any,
+    max_steps: int,
+    *,
+    streams: int | None = None,
+    seen: normalize.RunningStats | None = None,
+) -> tuple[Evaluation, normalize.RunningStats | None]:
+    """One whole episode in each of the N envs, and the statistics `seen` with the observations that were acted on.
+
+    act: (keys `[N]`, obs `[N, ...]`, memory `[N, ...]`) -> (action `[N, ...]`, memory). streams: how many different
+    random streams there are, N where None; env n has stream n % streams, so that start states and chance are common to
+    every streams-th env. Every env contributes exactly one episode: counting episodes as they end would favour short
+    ones.
+    """
+    num = env.num_envs
+    stream = jnp.arange(num) % (streams or num)
+    reset_key, loop_key = jax.random.split(key)
+
+    def spread(key: PRNGKey) -> Any:
+        return jax.random.split(key, streams or num)[stream]
 
     def running(carry: Any) -> Array:
-        time, _, _, done = carry
+        time, _, _, done, _ = carry
         return (time < max_steps) & ~done.all()
 
     def step(carry: Any) -> Any:
-        time, episode, memory, done = carry
+        time, episode, memory, done, seen = carry
         act_key, env_key = jax.random.split(jax.random.fold_in(loop_key, time))
-        action, memory = act(jax.random.split(act_key, num), episode.obs, memory)
-        keys = jax.random.split(env_key, num)
-        obs, state, reward, terminated, truncated = env.advance(keys, episode.state, action)
+        if seen is not None:
+            seen = normalize.update_stats(seen, networks.encode(episode.obs, env.obs_space), ~done)
+        action, memory = act(spread(act_key), episode.obs, memory)
+        obs, state, reward, terminated, truncated = env.advance(spread(env_key), episode.state, action)
         total, length = episode.episode_return + jnp.where(done, 0.0, reward), episode.episode_length + ~done
-        return time + 1, EnvState(state, obs, total, length), memory, done | terminated | truncated
+        return time + 1, EnvState(state, obs, total, length), memory, done | terminated | truncated, seen
 
-    carry = (jnp.int32(0), start, memory, jnp.zeros(num, bool))
-    _, last, _, _ = jax.lax.while_loop(running, step, carry)
-    return Evaluation(last.episode_return, last.episode_length)
+    carry = (jnp.int32(0), env.fresh(env.start(spread(reset_key))), memory, jnp.zeros(num, bool), seen)
+    _, last, _, _, seen = jax.lax.while_loop(running, step, carry)
+    return Evaluation(last.episode_return, last.episode_length), seen
 
 
 def flatten(tree: Any) -> Any:

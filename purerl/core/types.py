@@ -115,12 +115,13 @@ class Result(NamedTuple):
     metrics: Metrics
 
 
-def static(default: Any, *, low: float | None = None, choices: tuple[str, ...] = ()) -> Any:
+def static(default: Any, *, low: float | None = None, choices: tuple[str, ...] = (), entry: type | None = None) -> Any:
     """A Config field that is part of the program: a new value compiles anew, and it cannot be vmapped.
 
-    low: the smallest allowed number (of each entry, where the field is a tuple). choices: the allowed strings.
+    low: the smallest allowed number (of each entry, where the field is a tuple). choices: the allowed strings. entry:
+    the type of a tuple's entries, where the default has none to show it.
     """
-    return struct.field(pytree_node=False, default=default, metadata={"low": low, "choices": choices})
+    return struct.field(pytree_node=False, default=default, metadata={"low": low, "choices": choices, "entry": entry})
 
 
 def traced(default: Any, *, low: float | None = None, high: float | None = None, above: float | None = None) -> Any:
@@ -201,8 +202,9 @@ def _validate_static(name: str, value: Any, default: Any, metadata: Any) -> None
         raise TypeError(
             f"{name} must be a Python {expected.__name__}, but is {value!r} of type {type(value).__name__}."
         )
-    if expected is tuple and default and any(type(entry) is not type(default[0]) for entry in value):
-        raise TypeError(f"{name} must be a tuple of Python {type(default[0]).__name__}s, but is {value!r}.")
+    entry_type = metadata.get("entry") or (type(default[0]) if expected is tuple and default else None)
+    if entry_type and any(type(entry) is not entry_type for entry in value):
+        raise TypeError(f"{name} must be a tuple of Python {entry_type.__name__}s, but is {value!r}.")
     if metadata.get("choices") and value not in metadata["choices"]:
         raise ValueError(f"{name} must be one of {', '.join(metadata['choices'])}, but is {value!r}.")
     entries = value if isinstance(value, tuple) else (value,)

@@ -81,6 +81,14 @@ def cliff_walking() -> MDP:
     return grid(_CLIFF, {".": -1.0, "S": -1.0, "G": -1.0, "C": -100.0}, back_to_start="C")
 
 
+_DYNA_MAZE = (".......#G", "..#....#.", "S.#....#.", "..#......", ".....#...", ".........")
+
+
+def dyna_maze() -> MDP:
+    """Sutton and Barto (2018), figure 8.2: 1 for the goal, at least 14 steps away. Actions up, right, down, left."""
+    return grid(_DYNA_MAZE, {"G": 1.0})
+
+
 _MAZE = (
     "S.........",
     ".####.###.",
@@ -164,6 +172,7 @@ NAMES: dict[str, tuple[Callable[[], MDP], int, tuple[str, ...]]] = {
     "mdp/frozen_lake_8x8": (functools.partial(frozen_lake, "8x8", False), 200, _LAKES["8x8"]),
     "mdp/frozen_lake_8x8_slippery": (functools.partial(frozen_lake, "8x8", True), 200, _LAKES["8x8"]),
     "mdp/cliff_walking": (cliff_walking, 1000, _CLIFF),
+    "mdp/dyna_maze": (dyna_maze, 10_000, _DYNA_MAZE),
     "mdp/gridworld": (gridworld, 100, _MAZE),
     "mdp/random_walk": (random_walk, 1000, ("T..S..G",)),
     "mdp/four_rooms": (four_rooms, 500, _ROOMS),
