@@ -309,9 +309,9 @@ def wide(num_outputs: int) -> Own:
 
 
 def own_kernels(state: Any) -> list[Any]:
-    """The hidden kernels of all `Own` networks in a state's params."""
+    """The hidden kernels of all `Own` networks in a state's params; that of an ensemble is one of more axes."""
     leaves = jax.tree_util.tree_leaves_with_path(state.params)
-    return [x for path, x in leaves if "own_hidden" in jax.tree_util.keystr(path) and x.ndim == 2]
+    return [x for path, x in leaves if "['own_hidden']['kernel']" in jax.tree_util.keystr(path)]
 
 
 def test_trains_with_networks_of_ones_own(programs: Programs) -> None:

@@ -63,11 +63,26 @@ _REPLAY = {
 FIELDS |= {name: _REPLAY for name in ("ddpg", "td3", "sac", "discrete_sac")}
 _POPULATION = {"actor_hidden_sizes": (8,), "population": 4, "num_episodes": 2, "num_steps": 32, "total_timesteps": 1024}
 FIELDS |= {"cem": {**_POPULATION, "elite_fraction": 0.5}, "es": _POPULATION}
+FIELDS["pets"] = {
+    "num_steps": 6,
+    "horizon": 3,
+    "learning_starts": 8,
+    "gradient_steps": 2,
+    "batch_size": 4,
+    "buffer_size": 64,
+    "num_members": 2,
+    "hidden_sizes": (8,),
+    "population": 8,
+    "elite_fraction": 0.25,
+    "planning_iterations": 2,
+    "total_timesteps": 32,
+}
 # Another value of a static field, where a rule cannot guess one; and the switch under which a field is read at all.
 _CONTINUOUS = {"env": "MountainCarContinuous-v0"}
 OTHERS = {
     **dict.fromkeys(("ddpg", "td3", "sac"), _CONTINUOUS),
     "cem": {"elite_fraction": 0.75},
+    "pets": {**_CONTINUOUS, "elite_fraction": 0.5, "reward_fn": lambda obs, action, next_obs: obs[0]},
     "linear_q": {"obs_low": (-2.0, -0.1), "obs_high": (1.0, 0.1)},
 }
 _LONG = {"num_steps": 500, "total_timesteps": 4000}  # as long as an episode may last

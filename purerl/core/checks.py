@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from purerl import envs
@@ -170,6 +171,16 @@ def bounded_actions(config: Any) -> None:
                 f"{type(config).__module__.split('.')[-1]} scales its actions from [-1, 1] to the env's bounds, so it "
                 f"needs {what} in each dimension, but {config.env} has [{low[i]:g}, {high[i]:g}] in dimension {i}."
             )
+
+
+def observes_vectors(config: Any) -> None:
+    """Raises ValueError unless observations are vectors of floats, of which a model can predict the change."""
+    space = _obs_space(config)
+    if isinstance(space, envs.Discrete) or len(space.shape) != 1 or not jnp.issubdtype(space.dtype, jnp.floating):
+        raise ValueError(
+            f"{type(config).__module__.split('.')[-1]} predicts the change of an observation, which must be a vector "
+            f"of real numbers, but {config.env} has {space}: use sac, td3 or ppo."
+        )
 
 
 def enough_elites(config: Any) -> None:
