@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from purerl import envs, mdp, render
-from purerl.envs import brax, gymnax, protocol
+from purerl.envs import brax, control, gymnax, protocol
 from purerl.envs.mdp import worlds
 from purerl.envs.suites import SUITES
 from tests.test_conformance import Patient
@@ -27,6 +27,8 @@ def theirs(suite: ModuleType) -> Any:
         return importlib.import_module("gymnax").make("CartPole-v1")[0]
     if suite is brax:
         return importlib.import_module("brax.envs").get_environment("fast")
+    if suite is control:
+        return control.CartPoleSwingUp()
     return mdp.Tabular(mdp.random_walk(), time_limit=10)
 
 
@@ -113,7 +115,7 @@ def check_gif(path: Path, num_frames: int) -> None:
 UNSEEN = ("Bandit", "MemoryChain", "UmbrellaChain", "DiscountingChain")
 
 
-@pytest.mark.parametrize("suite", [gymnax, worlds], ids=["gymnax", "worlds"])
+@pytest.mark.parametrize("suite", [gymnax, control, worlds], ids=["gymnax", "control", "worlds"])
 @pytest.mark.xdist_group(gymnax.__name__)
 def test_every_name_is_drawn_or_refused(suite: ModuleType, tmp_path: Path) -> None:
     """Two or three steps of each: a GIF of at least two pictures, or one sentence and no file."""

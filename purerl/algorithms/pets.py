@@ -30,7 +30,7 @@ A model's errors are told: `model_error` and `within_1_std`, `within_2_std` on t
 yet (.68 and .95 where it is calibrated), and `promised` against `earned`, the return to the horizon.
 
 Departures from the paper:
-    one trajectory a network in place of four, smaller networks, a shorter horizon (imagined_returns, hidden_sizes)
+    one trajectory a network in place of four, and smaller networks (imagined_returns, hidden_sizes)
     the reward is learned unless a function gives it, and the end of episodes may be learned (reward_fn, learn_end)
     bootstraps are kept as counts in place of being drawn anew for each training (bootstrap)
     training goes on from the last parameters with a fixed number of batches, the same for all networks (fit)
@@ -101,13 +101,13 @@ class Config:
     """reward(obs, action in the env's units, next obs), where it is known; None to learn it."""
     learn_end: bool = static(False)
     """Learn where episodes terminate; otherwise plans go on as if they never did, and `unforeseen_ends` counts them."""
-    horizon: int = static(20, low=1)
+    horizon: int = static(30, low=1)
     """Steps ahead that are planned (H)."""
-    population: int = static(128, low=2)
+    population: int = static(64, low=2)
     """Sequences of actions drawn in one iteration of the search (P)."""
-    elite_fraction: float = static(0.1)
+    elite_fraction: float = static(0.2)
     """Part of the sequences that the search is fitted to."""
-    planning_iterations: int = static(4, low=1)
+    planning_iterations: int = static(3, low=1)
     """Iterations of the search at each env step."""
     momentum: Scalar = traced(0.1, low=0, high=1)
     """Part of the search's mean and variance that an iteration keeps."""

@@ -13,18 +13,19 @@ import difflib
 import functools
 from typing import Any
 
-from purerl.envs import brax, gymnax, protocol
+from purerl.envs import brax, control, gymnax, protocol
 from purerl.envs.mdp import worlds
 from purerl.envs.protocol import Env
 
-SUITES: tuple[Any, ...] = (gymnax, worlds, brax)
+SUITES: tuple[Any, ...] = (gymnax, control, worlds, brax)
 
 
 def make(env: Any) -> Env:
     """The `Env` of a name or an object.
 
     env: a gymnax name ("CartPole-v1"), a Brax name with an optional physics backend ("brax/hopper", which means
-    "brax/hopper/spring"), the name of a Markov decision process ("mdp/cliff_walking"), a gymnax `Environment`, a Brax
+    "brax/hopper/spring"), the name of a Markov decision process ("mdp/cliff_walking") or of a control task of purerl's
+    own ("control/cartpole_swingup"), a gymnax `Environment`, a Brax
     `Env` without time-limit or auto-reset wrappers (`Brax(env, episode_length)` sets its time limit), or an object of
     your own as in the docstring of `purerl.envs`.
 

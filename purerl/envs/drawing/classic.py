@@ -26,6 +26,21 @@ def cart_pole(state: Any, params: Any) -> np.ndarray:
     return sheet.pixels()
 
 
+def swing_up(state: Any, params: Any) -> np.ndarray:
+    """The whole track, the pole on its cart, and the place its tip should reach."""
+    edge, length = float(params.track), float(params.pole_length)
+    sheet = Sheet((-1.1 * edge, 1.1 * edge), (-1.4 * length, 1.4 * length), 480)
+    x, angle = float(state.x), float(state.angle)
+    sheet.line([(-edge, 0), (edge, 0)], 0.03, GROUND)
+    for end in (-edge, edge):
+        sheet.line([(end, -0.15), (end, 0.15)], 0.04, RED)
+    sheet.ring((0, length), 0.1, 0.03, GREEN)
+    sheet.area(_rectangle(x, 0.0, 0.4, 0.2))
+    sheet.line([(x, 0), (x + length * np.sin(angle), -length * np.cos(angle))], 0.08, WOOD)
+    sheet.disc((x, 0), 0.04, STEEL)
+    return sheet.pixels()
+
+
 def acrobot(state: Any, params: Any) -> np.ndarray:
     """Two links that hang from a fixed joint, and the height that the end must reach, one upper link above it."""
     lengths = float(params.link_length_1), float(params.link_length_2)
