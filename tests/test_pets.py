@@ -26,7 +26,9 @@ class Pushed:
     It starts anywhere in [-1, 1]; past `edge` it terminates, and after `limit` steps it is cut.
     """
 
-    def __init__(self, noise=0.0, edge=jnp.inf, limit=10):
+    def __init__(self, noise=0.0, edge=jnp.inf, limit=10, reward=None):
+        if reward:
+            self.reward = lambda obs, action, next_obs, params: reward(obs, action, next_obs)
         self.noise, self.edge, self.limit, self.default_params = float(noise), float(edge), limit, ()
 
     def observation_space(self, params):
@@ -262,7 +264,7 @@ def exact(setting, high=-40.0):
     """A state whose networks know that a push of a moves by 1.5 a, without noise, and pays 2 a + 1 (of y: 0 and 1)."""
     W = np.zeros((2, 2, 2 * pets.num_targets(setting)))
     W[:, 1, 0] = 1.5
-    if setting.reward_fn is None:
+    if setting.learn_reward:
         W[:, 1, 1] = 2.0
     params = linear_params(W, high, -60.0)
     K = pets.num_targets(setting)
@@ -278,7 +280,8 @@ def test_imagined_returns_by_hand():
     returns = pets.imagined_returns(KEY, jnp.array([0.5]), sequences, exact(setting), setting)
     np.testing.assert_allclose(returns, [3 + 2 * -0.4, 3 + 2 * 1.0], atol=1e-3)
 
-    setting = config(reward_fn=lambda obs, action, next_obs: obs[0] + 10 * next_obs[0] + 100 * action[0])
+    pays = lambda obs, action, next_obs: obs[0] + 10 * next_obs[0] + 100 * action[0]  # noqa: E731
+    setting = config(env=Pushed(reward=pays), learn_reward=False)
     returns = pets.imagined_returns(KEY, jnp.array([0.5]), sequences, exact(setting), setting)
     first, second = np.array([0.5, 0.8, 1.4, -0.1]), np.array([0.5, 0.5, 0.5, 2.0])
     expected = [x[:3].sum() + 10 * x[1:].sum() for x in (first, second)]
@@ -287,7 +290,8 @@ def test_imagined_returns_by_hand():
 
 def test_trajectories_spread_by_the_noise_of_each_network():
     """Of variances e^2 and e^-60: with x^2 for a reward the first network earns its variance on top."""
-    setting = config(reward_fn=lambda obs, action, next_obs: next_obs[0] ** 2, horizon=1, population=64)
+    pays = lambda obs, action, next_obs: next_obs[0] ** 2  # noqa: E731
+    setting = config(env=Pushed(reward=pays), learn_reward=False, horizon=1, population=64)
     state = exact(setting)
     W = np.zeros((2, 2, 2))
     W[0, 0, 1] = 2.0  # of an observation of 1
@@ -511,7 +515,10 @@ BYTES.step = lambda key, state, action, params: (
         ({"horizon": 60}, r"horizon = 60 must be at most num_steps = 50: lower horizon or raise num_steps"),
         ({"elite_fraction": 0.01}, r"makes 1 elites, but a variance needs at least 2"),
         ({"elite_fraction": 2.0}, r"makes 128 elites, but there are no more than the population"),
-        ({"reward_fn": 3.0}, r"reward_fn must be a function, and hashable, but is 3\.0"),
+        (
+            {"learn_reward": False},
+            r"Pendulum-v1 has no method reward\(obs, action, next_obs, params\): give it one, or use",
+        ),
         ({"total_timesteps": 220}, r"total_timesteps = 220 is less than the 250 env steps of the first update"),
         ({"batch_size": 20_000}, r"buffer_size = 10000 is smaller than batch_size = 20000"),
     ],

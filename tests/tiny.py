@@ -82,11 +82,12 @@ _CONTINUOUS = {"env": "MountainCarContinuous-v0"}
 OTHERS = {
     **dict.fromkeys(("ddpg", "td3", "sac"), _CONTINUOUS),
     "cem": {"elite_fraction": 0.75},
-    "pets": {**_CONTINUOUS, "elite_fraction": 0.5, "reward_fn": lambda obs, action, next_obs: obs[0]},
+    "pets": {**_CONTINUOUS, "elite_fraction": 0.5},
     "linear_q": {"obs_low": (-2.0, -0.1), "obs_high": (1.0, 0.1)},
 }
 _LONG = {"num_steps": 500, "total_timesteps": 4000}  # as long as an episode may last
 READ_UNDER = {
+    "pets": {"learn_reward": {"env": "control/cartpole_swingup"}},
     "linear_q": {"fourier_order": {"features": "fourier"}},
     "reinforce": {"reward_to_go": {"episodes": "complete", **_LONG}, "episodes": _LONG},
     "dyna_q": {"kappa": {"planning": "bonus"}, "threshold": {"planning": "prioritized"}},

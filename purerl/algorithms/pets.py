@@ -31,7 +31,7 @@ yet (.68 and .95 where it is calibrated), and `promised` against `earned`, the r
 
 Departures from the paper:
     one trajectory a network in place of four, and smaller networks (imagined_returns, hidden_sizes)
-    the reward is learned unless a function gives it, and the end of episodes may be learned (reward_fn, learn_end)
+    the reward is learned unless the env says it, and the end of episodes may be learned (learn_reward, learn_end)
     bootstraps are kept as counts in place of being drawn anew for each training (bootstrap)
     training goes on from the last parameters with a fixed number of batches, the same for all networks (fit)
     what is predicted is standardised as well (standardised)
@@ -62,7 +62,6 @@ from purerl.core.types import (
     Result,
     Scalar,
     Transition,
-    own_function,
     own_network,
     static,
     traced,
@@ -97,8 +96,8 @@ class Config:
     """Nonlinearity between layers."""
     model_network: Any = own_network()
     """A flax module in place of a network of the ensemble, reading observation and action in one vector."""
-    reward_fn: Any = own_function()
-    """reward(obs, action in the env's units, next obs), where it is known; None to learn it."""
+    learn_reward: bool = static(True)
+    """Learn the reward; otherwise the env says it, by `reward(obs, action, next_obs, params)`."""
     learn_end: bool = static(False)
     """Learn where episodes terminate; otherwise plans go on as if they never did, and `unforeseen_ends` counts them."""
     horizon: int = static(30, low=1)
@@ -121,6 +120,8 @@ class Config:
         checks.bounded_actions(self)
         checks.observes_vectors(self)
         checks.enough_elites(self)
+        if not self.learn_reward:
+            checks.says_its_reward(self)
         checks.at_most(self, "horizon", "num_steps")
         checks.replay_fits(self)
         checks.at_least_one_update(self, self.env_steps(1))
@@ -189,7 +190,7 @@ class State(NamedTuple):
 
 def num_targets(config: Config) -> int:
     """K: the observed numbers, and the reward where it is learned."""
-    return checks.observed_size(config) + (config.reward_fn is None)
+    return checks.observed_size(config) + config.learn_reward
 
 
 def model_network(config: Config) -> networks.Network:
@@ -257,7 +258,7 @@ def bootstrap(key: PRNGKey, num: int, config: Config) -> Float[Array, "num M"]:
 def targets(steps: Transition, config: Config) -> Float[Array, "*batch K"]:
     """y: the change of the observation and, where it is learned, the reward."""
     change = steps.final_obs - steps.obs
-    return change if config.reward_fn else jnp.concatenate([change, steps.reward[..., None]], axis=-1)
+    return jnp.concatenate([change, steps.reward[..., None]], axis=-1) if config.learn_reward else change
 
 
 def remember(key: PRNGKey, state: State, steps: Transition, config: Config) -> State:
@@ -331,10 +332,10 @@ def imagined_returns(
         shift, scale, noise = (jnp.broadcast_to(x, prediction.mean.shape) for x in (mean, std, noise))
         y = shift + scale * (prediction.mean + jnp.exp(prediction.log_var / 2) * noise)
         next_obs = obs + y[..., : obs.shape[-1]]
-        if config.reward_fn:
-            reward = jax.vmap(jax.vmap(config.reward_fn))(obs, env.to_units(action), next_obs)
-        else:
+        if config.learn_reward:
             reward = mean[-1] + std[-1] * prediction.mean[..., -1]
+        else:
+            reward = env.reward(obs, action, next_obs)
         earned = alive * reward
         if prediction.end_logit is not None:
             alive = alive * (1 - jax.nn.sigmoid(prediction.end_logit))

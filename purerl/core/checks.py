@@ -183,6 +183,15 @@ def observes_vectors(config: Any) -> None:
         )
 
 
+def says_its_reward(config: Any) -> None:
+    """Raises ValueError unless the env has a reward function of observations."""
+    if not hasattr(envs.make(config.env), "reward"):
+        raise ValueError(
+            f"learn_reward = False needs an env that says what it pays, but {config.env} has no method "
+            "reward(obs, action, next_obs, params): give it one, or use learn_reward = True."
+        )
+
+
 def enough_elites(config: Any) -> None:
     """Raises ValueError unless elite_fraction makes at least 2 elites, and no more than there are candidates."""
     if not 2 <= (num := config.num_elites) <= config.population:

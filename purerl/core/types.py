@@ -21,7 +21,6 @@ __all__ = [
     "Scalar",
     "Transition",
     "memoryless",
-    "own_function",
     "own_network",
     "static",
     "traced",
@@ -141,14 +140,6 @@ def own_network() -> Any:
     return struct.field(pytree_node=False, default=None, metadata={"network": True})
 
 
-def own_function() -> Any:
-    """A Config field for a function of the user's own, None where there is none. Static, so it must be hashable."""
-    return struct.field(pytree_node=False, default=None, metadata={"function": True})
-
-
-_OWN = {"network": "a flax module or a function of the number of outputs that gives one", "function": "a function"}
-
-
 def validate(config: Any) -> None:
     """Checks every field of a Config against its declaration, in the terms the user wrote.
 
@@ -199,9 +190,12 @@ def _validate_static(name: str, value: Any, default: Any, metadata: Any) -> None
         )
     if name.endswith(".env"):
         return
-    if own := next((_OWN[kind] for kind in _OWN if metadata.get(kind)), None):
+    if metadata.get("network"):
         if not (value is None or callable(value)) or not isinstance(value, Hashable):
-            raise TypeError(f"{name} must be {own}, and hashable, but is {value!r}.")
+            raise TypeError(
+                f"{name} must be a flax module or a function of the number of outputs that gives one, and hashable, "
+                f"but is {value!r}."
+            )
         return
     expected = type(default)
     if type(value) is not expected:

@@ -170,6 +170,18 @@ class BoundEnv:
 
         return jax.vmap(scale_and_step, (0, 0, 0, self._axes))(keys, state, action, self.params)
 
+    def reward(self, obs: Array, action: Array, next_obs: Array) -> Array:
+        """What the first env says it pays `[...]`, of observations and of actions `[..., D]` on the scale [-1, 1].
+
+        For envs with the method that `Env` speaks of.
+        """
+        env: Any = self.env
+        pays = lambda *inputs: env.reward(*inputs, self.first_params)  # noqa: E731
+        for _ in obs.shape[: obs.ndim - len(self.obs_space.shape)]:
+            pays = jax.vmap(pays)
+        reward: Array = pays(obs, self.env.action_space(self.first_params).from_unit(action), next_obs)
+        return reward
+
     def ticks(self, key: PRNGKey, num_steps: int) -> Tick:
         """The randomness of T = num_steps steps, `[T, ...]`, to scan over.
 

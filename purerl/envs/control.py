@@ -64,12 +64,18 @@ class CartPoleSwingUp:
     def step(
         self, key: PRNGKey, state: CartPoleState, action: Array, params: CartPoleParams
     ) -> tuple[Array, CartPoleState, Array, Array, Array]:
+        before = observe(state)
         for _ in range(2):
             state = move(state, params.gear * action[0], params, 0.02)
-        state, length = state._replace(time=state.time + 1), params.pole_length
-        aside, below = state.x + length * jnp.sin(state.angle), length + length * jnp.cos(state.angle)
-        reward = jnp.exp(-(aside**2 + below**2) / length**2) - 0.01 * jnp.square(action[0])
-        return observe(state), state, reward, jnp.bool_(False), state.time >= params.time_limit
+        state = state._replace(time=state.time + 1)
+        obs = observe(state)
+        return obs, state, self.reward(before, action, obs, params), jnp.bool_(False), state.time >= params.time_limit
+
+    def reward(self, obs: Array, action: Array, next_obs: Array, params: CartPoleParams) -> Array:
+        """What a step pays, by the observation that it led to."""
+        x, sin, cos = next_obs[:3]
+        aside, below = x / params.pole_length + sin, 1 + cos  # from the tip to its place, in lengths of the pole
+        return jnp.exp(-(aside**2) - below**2) - 0.01 * jnp.square(action[0])
 
     def max_episode_steps(self, params: CartPoleParams) -> Any:
         return params.time_limit
