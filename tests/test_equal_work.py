@@ -12,7 +12,7 @@ import pytest
 import purerl
 from benchmarks.speed import cases, off_policy, policy_gradients
 from benchmarks.speed.bench import Bench
-from benchmarks.speed.sides.purerl import Purerl, make_config, sac_flops
+from benchmarks.speed.sides.purerl import Purerl, make_config, pets_flops, sac_flops
 from benchmarks.speed.workers import Start
 from tests.test_speed import bench
 
@@ -282,3 +282,18 @@ def test_sac_draws_from_a_memory_that_counts_as_full(monkeypatch: pytest.MonkeyP
     assert side.build_full_sac(env="Pendulum-v1", capacity=2_000, num_updates=3) == 1_500
     assert (int(side.state.replay.size), int(side.state.replay.position)) == (2_000, 1_000)
     assert side.state.replay.rows.shape[0] == 2_000
+
+
+def test_flops_of_pets_by_hand() -> None:
+    """One hidden layer of 2; five inputs, two outputs of 4 numbers each."""
+    fields = {"hidden_sizes": (2,), "num_members": 3, "batch_size": 4, "gradient_steps": 2, "horizon": 5}
+    config = make_config("pets", 500, **fields, num_steps=6, population=10, planning_iterations=2)
+    forward = 2 * (4 * 2 + 2 * 8)
+    expected = {"planning": 6 * 5 * 3 * 21 * forward, "training": 2 * 3 * 4 * (2 * forward + 2 * 2 * 8)}
+    assert pets_flops(config, 3, 1) == expected
+
+
+def test_pets_has_the_settings_that_both_sides_read() -> None:
+    config = make_config("pets", cases.WORK["pets"].env_steps)
+    assert {name: getattr(config, name) for name in cases.PETS} == cases.PETS
+    assert config.learn_reward and not config.learn_end and config.env_steps(config.num_updates) == 700

@@ -127,9 +127,9 @@ def test_the_table_says_who_is_first() -> None:
     text = figure3.markdown(results, figure3.Options())
     lines = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
     assert "| 2.0 [1.0, 3.0] (682) | - (1052) | 4.0 [3.0, 5.0] (2130) |" in lines["hopper"]
-    assert lines["hopper"].endswith("| PPO (clip) | first (of 2 of 5 methods) |")
-    assert lines["reacher"].endswith("| A2C | within its interval of the first (of 2 of 5 methods) |")
-    assert lines["swimmer"].endswith("| A2C | missing (of 1 of 5 methods) |")
+    assert lines["hopper"].endswith("| PPO (clip) | first (of 2 of 6 methods) |")
+    assert lines["reacher"].endswith("| A2C | within its interval of the first (of 2 of 6 methods) |")
+    assert lines["swimmer"].endswith("| A2C | missing (of 1 of 6 methods) |")
     verdicts = [line for line in text.splitlines() if " of 3: " in line]
     within = "- within its interval of the first on 1 of 3: reacher"
     assert verdicts == ["- first on 1 of 3: hopper", within, "- missing on 1 of 3: swimmer"]
@@ -148,9 +148,10 @@ def test_methods_and_envs_are_those_of_the_paper() -> None:
 
 @pytest.mark.parametrize("method", [*figure3.METHODS, *(method for method, _ in table1.TABLE)], ids=lambda m: m.name)
 def test_settings_are_configs(method: Method) -> None:
-    """Each trains for a million steps less than one update, and batches of at most 2,048 steps."""
+    """Each trains for a million steps less than one update: at most 2,048 steps, or 64 whole episodes of a search."""
     config = method.module.Config(env=OTHER, total_timesteps=1_000_000, **method.fields)
-    assert config.env_steps(1) <= 2048 and config.env_steps(config.num_updates) > 1_000_000 - 2048
+    most = 64_000 if method.algorithm == "cem" else 2048
+    assert config.env_steps(1) <= most and config.env_steps(config.num_updates) > 1_000_000 - most
 
 
 def test_what_is_missing_is_shown_as_missing(out: Path) -> None:
@@ -363,7 +364,8 @@ def test_settings_of_the_default_that_matter_are_listed() -> None:
     lines = {line.partition(":")[0].strip("- "): line for line in ppo_paper.settings_lines(FIGURE3)}
     assert "`anneal_learning_rate = True`" in lines["A2C"] and "`n_step = 16`" in lines["A2C"]
     assert "`anneal_learning_rate = False`" in lines["PPO (clip)"]
-    assert "`learning_rate = 0.00025`" in lines["TRPO"] and "`max_grad_norm = 0.5`" in lines["All"]
+    assert "`learning_rate = 0.00025`" in lines["TRPO"] and "`max_grad_norm = 0.5`" in lines["TRPO"]
+    assert "`normalize_obs = True`" in lines["All"] and "`extra_std = 0.15`" in lines["CEM"]
 
 
 @pytest.mark.parametrize(

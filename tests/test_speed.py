@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.speed import cases, kernels, measure, off_policy, policy_gradients, report
+from benchmarks.speed import cases, kernels, measure, off_policy, policy_gradients, report, search
 from benchmarks.speed.__main__ import libraries_of
 from benchmarks.speed.bench import PURERL, Bench, ask_each
 from benchmarks.speed.report import Report
@@ -262,6 +262,7 @@ def test_a_library_is_made_for_the_cases_that_need_it() -> None:
     assert libraries_of(["sac-256"]) == ["sb3", "sbx"] and libraries_of(["sac-1"]) == libraries_of(["td3-1"]) == [
         "rejax"
     ]
+    assert libraries_of(["cem", "pets", "pets-parts"]) == ["mbrl"] and libraries_of(["cem", "pets-parts"]) == []
     named = [library.cases for library in cases.LIBRARIES.values()] + list(cases.TERMS.values())
     assert {case for group in named for case in group} <= measure.CASES.keys()
 
@@ -419,3 +420,44 @@ def test_benchmark_starts_without_jax() -> None:
     shared = "import sys, benchmarks.speed.kernels, benchmarks.speed.cases, benchmarks.speed.sides"
     for code in (parent, f"{shared}; sys.exit(any(x.partition('.')[0] in ('jax', 'purerl') for x in sys.modules))"):
         assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+
+
+def test_cem_is_judged_by_its_share_of_the_env() -> None:
+    found = bench()
+    search.conclude_cem(
+        found, [{"search": 8.0, "env": 10.0}, {"search": 6.0, "env": 10.0}, {"search": 9.0, "env": 10.0}]
+    )
+    assert verdicts(found) == [("0.80x", ">= 0.8x", "reached")]
+    search.conclude_cem(found, [{"search": 7.9, "env": 10.0}])
+    assert verdicts(found)[1] == ("0.79x", ">= 0.8x", "NOT reached")
+
+
+def test_pets_is_judged_against_the_faster_start_of_mbrl() -> None:
+    found = bench()
+    seconds = {"purerl": [1.0, 2.0, 1.0], "mbrl": [9.0, 9.0, 9.0], "mbrl OMP_NUM_THREADS=1": [5.0, 12.0, 6.0]}
+    search.conclude_pets(found, seconds)
+    search.conclude_pets(found, {"purerl": [1.0]})
+    assert verdicts(found) == [("6.00x", ">= 5x", "reached"), ("not run", ">= 5x", "not measured")]
+    rows = {(row.side, row.unit): row.values for row in found.report.rows if row.side == "mbrl"}
+    assert rows["mbrl", "1/s"] == pytest.approx([700 / 9] * 3)
+    starts = search.rivals(Bench(5, False, {"mbrl": "torch"}, {}, Report({}, 5, False)))
+    assert [(start.name, start.command[0], start.variables) for start in starts] == [
+        ("mbrl", "torch", {}),
+        ("mbrl OMP_NUM_THREADS=1", "torch", {"OMP_NUM_THREADS": "1"}),
+    ]
+    assert search.rivals(Bench(5, False, {"mbrl": None}, {}, Report({}, 5, False))) == []
+
+
+def test_parts_of_pets() -> None:
+    """Of updates of 2 s half is planning; 1 GFLOP in half a second are a tenth of a peak of 20 GFLOP/s."""
+    found = bench()
+    rounds = [{"update": 2.0, "planning": 1.0, "training": 0.5, "env": 0.02}] * 3
+    search.conclude_parts(found, 3000, [91.0, 80.0, 89.0], {"planning": 4e9, "training": 1e9}, rounds, [20e9, 15e9])
+    assert verdicts(found) == [("89.0", "<= 90", "reached")]
+    rows = {(row.measure, row.unit): row.values for row in found.report.rows}
+    assert rows["planning", "% of an update"] == pytest.approx([50] * 3)
+    assert rows["training the model", "ms an update"] == pytest.approx([500] * 3)
+    assert rows["planning: matrix products", "% of peak"] == pytest.approx([20] * 3)
+    assert rows["training the model: matrix products", "% of peak"] == pytest.approx([10] * 3)
+    (words,) = found.report.words
+    assert "50 % are planning, 25 % training the model, 1 % env steps" in words and "reaches 20 %" in words

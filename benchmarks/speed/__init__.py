@@ -1,4 +1,4 @@
-r"""How fast purerl trains, against rejax, Stable-Baselines3 and SBX on the same work, and where its time goes.
+r"""How fast purerl trains, against four other libraries on the same work, and where its time goes.
 
     python -m benchmarks.speed                        every case; a good hour on two idle cores
     python -m benchmarks.speed ppo-1 dqn-1            some of them
@@ -23,20 +23,24 @@ Cases:
     sac-parts              what SAC's gradient step of that size is made of; its share of the matrix-product peak
     hopper-replay          bytes per transition of hopper; speed of a full memory of 1e4 and of 1e6, alone and in SAC
     off-policy-cores       env steps per second of 16 seeds of SAC and of TD3 on two cores and on one
+    cem                    CEM's env steps per second, population 256, over those of CartPole alone
+    pets                   PETS's env steps per second on Pendulum over mbrl-lib's
+    pets-parts             seconds of 3,000 env steps of PETS; planning, training and env steps; share of the peak
 
-The cases of the policy gradients and those of SAC and TD3 are written to folders of their own:
+The cases of policy gradients, of SAC and TD3, and of search and planning are written to folders of their own:
 
     python -m benchmarks.speed a2c trpo two-cores compile --out benchmarks/results/speed/policy_gradients
     python -m benchmarks.speed sac-1 td3-1 sac-256 sac-parts hopper-replay off-policy-cores \
         --out benchmarks/results/speed/off_policy
+    python -m benchmarks.speed cem pets pets-parts --out benchmarks/results/speed/search
 
 rejax is started as it comes, with NPROC, and with the devices and the flags that purerl gives itself; against the first
 two and against the last there is a ratio each.
 
 The libraries need different versions of gymnax, so each works in a process of its own, which reads requests and
 writes answers as lines of JSON; only one of them works at a time. The virtual environment of another library is made
-when a case first needs it; Stable-Baselines3's and SBX's take 1 GB each with PyTorch's build for the CPU, more with
-the one for GPUs.
+when a case first needs it; those of Stable-Baselines3, SBX and mbrl-lib take 1 GB each with PyTorch's build for CPUs,
+more with the one for GPUs.
 Writes speed.csv and speed.md, which hold this run's cases and no others; speed.md says how long each case took.
 
 A library is one file in `sides`, an entry in `cases.LIBRARIES`, and its starts beside the cases that need it.

@@ -8,13 +8,15 @@ class Library(NamedTuple):
     """A library to compare with, installed by pip into a virtual environment of its own.
 
     requirements: what pip is asked for. shared: packages that it gets in purerl's versions, so that none of a ratio is
-    due to them. shown: packages whose versions the report gives. cases: those that need it.
+    due to them. shown: packages whose versions the report gives. cases: those that need it. afterwards: what pip is
+    asked for at last, in newer versions than the library allows, since those do not run on this Python.
     """
 
     requirements: tuple[str, ...]
     shared: tuple[str, ...]
     shown: tuple[str, ...]
     cases: tuple[str, ...]
+    afterwards: tuple[str, ...] = ()
 
 
 LIBRARIES = {
@@ -35,6 +37,13 @@ LIBRARIES = {
         ("jax", "jaxlib"),
         ("sbx-rl", "stable-baselines3", "jax", "jaxlib", "flax", "optax", "torch", "gymnasium", "numpy"),
         ("sac-256",),
+    ),
+    "mbrl": Library(
+        ("mbrl==0.2.0", "torch==2.13.0"),
+        (),
+        ("mbrl", "torch", "gymnasium", "numpy", "hydra-core"),
+        ("pets",),
+        afterwards=("hydra-core==1.3.2",),
     ),
 }
 
@@ -63,6 +72,11 @@ TAU = 0.005
 # By purerl's names and on its scale, on which actions go from -1 to 1.
 TD3_NOISE = {"exploration_noise": 0.1, "target_noise": 0.2, "noise_clip": 0.5}
 POLICY_DELAY = 2
+
+# Settings of PETS by purerl's names: an ensemble of 5 networks of 64-64, one trajectory each.
+PETS: dict[str, Any] = {"learning_starts": 200, "num_steps": 50, "gradient_steps": 200, "batch_size": 128}
+PETS |= {"num_members": 5, "hidden_sizes": (64, 64), "activation": "silu", "horizon": 30, "population": 64}
+PETS |= {"elite_fraction": 0.2, "planning_iterations": 3, "momentum": 0.1, "learning_rate": 1e-3, "weight_decay": 1e-5}
 
 SAME_WORK = """\
 PPO: CartPole-v1, 4 envs x 128 steps, 4 epochs x 4 minibatches, two 64-64 tanh towers, constant learning rate, clipped
@@ -141,6 +155,26 @@ takes a step of Brax and a gradient step with the settings of the case sac-1."""
 OFF_POLICY_CORES = """\
 One and two cores: as the case of the policy gradients, with SAC's and TD3's default settings on Pendulum-v1."""
 
+WHOLE_EPISODES = """\
+CEM: a generation of 256 linear policies on CartPole-v1, after 20 generations, when nearly all of them balance for the
+whole 500 steps; one seed on each of the two CPU devices. Steps are those of episodes that still run. The env alone:
+256 copies on each device take as many steps with one fixed action, with no policy, no account and no reset."""
+
+SAME_PETS = """\
+PETS: Pendulum-v1, 200 random steps and then planned ones; before every 50th of these 200 gradient steps of Adam at 1e-3
+on batches of 128. Five networks of 64-64 silu give mean and variance of the change of the observation and of the
+reward. The plan: 30 steps, 64 sequences, 3 iterations, 13 elites, momentum .1, one trajectory for each network. What
+differs is part of each library: in mbrl-lib each network draws batches of its own, in whole epochs over the data, of
+which it is given as many as come nearest to 200 steps; it rolls its trajectories out with a network each, which it
+draws for all of a batch alike; it steps gymnasium's Pendulum and plans in PyTorch. purerl also measures its model and
+its plans. What is timed is a training from its seed to its end, in purerl without compiling; mbrl-lib with PyTorch's
+threads as they come and with one, of which the faster counts. The versions of hydra and omegaconf that it asks for do
+not run on this Python; it got newer ones, which the parts used here do not notice."""
+
+PETS_PARTS = """\
+Parts of PETS with the same settings: all plans of an update, its gradient steps, its env steps with a fixed action;
+each is a jitted program of its own, run in a loop. Operations are those of the networks' matrix products alone."""
+
 # What counts as the same work, and the cases that it is said of.
 TERMS = {
     SAME_WORK: ("ppo-1", "ppo-16", "dqn-1", "profile"),
@@ -154,6 +188,9 @@ TERMS = {
     PARTS: ("sac-parts",),
     HOPPER: ("hopper-replay",),
     OFF_POLICY_CORES: ("off-policy-cores",),
+    WHOLE_EPISODES: ("cem",),
+    SAME_PETS: ("pets",),
+    PETS_PARTS: ("pets-parts",),
 }
 
 
@@ -200,4 +237,5 @@ WORK = TRAININGS | {
     "a2c": Work("a2c", 1, 200 * A2C_UPDATE, 4 * A2C_UPDATE),
     "trpo": Work("trpo", 1, 196 * PPO_UPDATE, 4 * PPO_UPDATE),
     "sac-256": Work("sac", 1, 3_500, 1_500, hidden_size=256),
+    "pets": Work("pets", 1, 700, 250),
 }

@@ -6,7 +6,7 @@ import statistics
 import sys
 from collections.abc import Callable
 
-from benchmarks.speed import off_policy, policy_gradients, report
+from benchmarks.speed import off_policy, policy_gradients, report, search
 from benchmarks.speed.bench import PURERL, Bench, ask_each, run_in_turn
 from benchmarks.speed.cases import DQN_UPDATE, TRAININGS
 from benchmarks.speed.report import NO_TARGET
@@ -252,4 +252,5 @@ CASES: dict[str, Callable[[Bench], None]] = {
     "pqn": measure_pqn,
     **policy_gradients.CASES,
     **off_policy.CASES,
+    **search.CASES,
 }

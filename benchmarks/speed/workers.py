@@ -135,13 +135,15 @@ def run_python(python: str, code: str) -> str:
 def prepare(library: str, folder: Path) -> str | None:
     """The interpreter of the library's virtual environment, made where it is missing; None where that fails."""
     wanted = LIBRARIES[library]
-    requirements = [*wanted.requirements, *(f"{name}=={version(name)}" for name in wanted.shared)]
+    together = [*wanted.requirements, *(f"{name}=={version(name)}" for name in wanted.shared)]
+    requirements = [*together, *wanted.afterwards]
     python, installed = folder / "bin" / "python", folder / "installed.txt"  # the latter comes last, when all is there
     if installed.exists() and installed.read_text().split("\n") == requirements:
         return str(python)
     print(f"Making {library}'s environment in {folder}: this takes minutes.", flush=True)
-    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *requirements]
-    for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], install):
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    later = [[*install, *wanted.afterwards]] if wanted.afterwards else []
+    for command in ([sys.executable, "-m", "venv", "--clear", str(folder)], [*install, *together], *later):
         try:
             subprocess.run(command, check=True, capture_output=True, env=clean_environment(), timeout=INSTALL_SECONDS)
         except (subprocess.SubprocessError, OSError) as error:

@@ -233,7 +233,7 @@ def update(state: State, config: Config) -> tuple[State, Metrics]:
         pair, waiting = (t.obs, t.action), state.waiting
         td_error = td_target(q, t.reward, t.final_obs, t.terminated, config.gamma) - q[pair]
         model = remember(state.model, t, time)
-        if config.planning == "prioritized":
+        if waiting is not None:
             latest = jnp.zeros(q.shape, bool).at[pair].set(True)
             q, waiting = sweep(q, waiting, model, latest, learning_rate, config)
         else:

@@ -222,7 +222,8 @@ def for_all(x: Array, config: Config) -> Array:
 
 def example(config: Config) -> Datum:
     """Shapes and dtypes of a row of the memory."""
-    return Datum(envs.bind(config).transition, jax.ShapeDtypeStruct((config.num_members,), "float32"))
+    shaped: Any = jax.ShapeDtypeStruct
+    return Datum(envs.bind(config).transition, shaped((config.num_members,), "float32"))
 
 
 def init(key: PRNGKey, config: Config) -> State:
@@ -236,8 +237,8 @@ def init(key: PRNGKey, config: Config) -> State:
     start = env.reset(env_key)
     env_state, steps, _ = unroll(prefill_key, env, start, lambda key, obs: env.sample(key), config.prefill_steps)
     memory, plan = replay.init(config.buffer_size, example(config)), jnp.zeros((config.horizon, env.action_size))
-    stats = [normalize.init_stats((size,)) for size in (checks.observed_size(config), K)]
-    state = State(key, params, opt_state, memory, env_state, plan, *stats, jnp.int32(0))
+    obs_stats, target_stats = (normalize.init_stats((size,)) for size in (checks.observed_size(config), K))
+    state = State(key, params, opt_state, memory, env_state, plan, obs_stats, target_stats, jnp.int32(0))
     return remember(count_key, state, of_the_env(steps), config)
 
 

@@ -58,7 +58,8 @@ class CartPoleSwingUp:
 
     def reset(self, key: PRNGKey, params: CartPoleParams) -> tuple[Array, CartPoleState]:
         """At rest in the middle with the pole down, all four numbers disturbed by a deviation of 0.1."""
-        state = CartPoleState(*(0.1 * jax.random.normal(key, (4,))), jnp.int32(0))
+        x, angle, x_velocity, angle_velocity = 0.1 * jax.random.normal(key, (4,))
+        state = CartPoleState(x, angle, x_velocity, angle_velocity, jnp.int32(0))
         return observe(state), state
 
     def step(
@@ -102,21 +103,18 @@ def accelerations(state: CartPoleState, force: Array, params: CartPoleParams) ->
 def move(state: CartPoleState, force: Array, params: CartPoleParams, seconds: float) -> CartPoleState:
     """One step of the classical Runge-Kutta method; at an end of the track the cart is at rest."""
 
-    def slope(state: CartPoleState) -> CartPoleState:
-        accelerated = accelerations(state, force, params)
-        return CartPoleState(state.x_velocity, state.angle_velocity, *accelerated, jnp.zeros_like(state.time))
+    def at(y: Array) -> CartPoleState:
+        return CartPoleState(y[0], y[1], y[2], y[3], state.time)
 
-    def ahead(slope: CartPoleState, part: float) -> CartPoleState:
-        return CartPoleState(*(x + part * seconds * dx for x, dx in zip(state[:4], slope[:4], strict=True)), state.time)
+    def slope(y: Array) -> Array:
+        return jnp.stack([y[2], y[3], *accelerations(at(y), force, params)])
 
-    first = slope(state)
-    second = slope(ahead(first, 0.5))
-    third = slope(ahead(second, 0.5))
-    fourth = slope(ahead(third, 1.0))
-    mean = CartPoleState(
-        *((a + 2 * b + 2 * c + d) / 6 for a, b, c, d in zip(first, second, third, fourth, strict=True))
-    )
-    state = ahead(mean, 1.0)
+    start = jnp.stack(state[:4])
+    first = slope(start)
+    second = slope(start + seconds / 2 * first)
+    third = slope(start + seconds / 2 * second)
+    fourth = slope(start + seconds * third)
+    state = at(start + seconds / 6 * (first + 2 * second + 2 * third + fourth))
     stopped = jnp.abs(state.x) > params.track
     return state._replace(
         x=jnp.clip(state.x, -params.track, params.track), x_velocity=jnp.where(stopped, 0.0, state.x_velocity)

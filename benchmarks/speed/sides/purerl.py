@@ -23,6 +23,7 @@ from benchmarks.speed.cases import (
     OFF_POLICY,
     OFF_POLICY_PREFILL,
     OFF_POLICY_UPDATE,
+    PETS,
     POLICY_DELAY,
     PPO,
     PROFILE_UPDATES,
@@ -32,7 +33,7 @@ from benchmarks.speed.cases import (
     Work,
 )
 from benchmarks.speed.sides import Side, compile_timed, serve
-from purerl import dqn, envs, mdp, ppo, q_learning, runner, sac, td3, value_iteration
+from purerl import cem, dqn, envs, mdp, pets, ppo, q_learning, runner, sac, td3, value_iteration
 from purerl.core import optimize, replay
 from purerl.core.rollout import unroll
 
@@ -57,6 +58,11 @@ class Purerl(Side):
         purerl.use_all_cores()
         config = getattr(purerl, algorithm).Config(env="CartPole-v1", total_timesteps=env_steps, **settings)
         return self.build_train(algorithm, config)
+
+    def build_pets(self, env_steps: int) -> dict[str, float]:
+        """One seed of PETS on Pendulum; seconds of tracing and compiling."""
+        purerl.use_all_cores()
+        return self.build_train("pets", make_config("pets", env_steps))
 
     def build_train(self, algorithm: str, config: Any) -> dict[str, float]:
         """The algorithm's `train`; seconds of tracing and compiling."""
@@ -203,6 +209,50 @@ class Purerl(Side):
 
         self.measured_rate = rate
 
+    def build_generations(self, population: int, generations: int) -> None:
+        """Prepares `rates`: generations of CEM on CartPole by one seed on each device, and as many steps of the env."""
+        devices = purerl.use_all_cores()
+        config = cem.Config(population=population, total_timesteps=20 * population * 500)
+        num_steps = generations * config.num_steps
+
+        def episodes(state: Any) -> Any:
+            def generation(state: Any, _: None) -> Any:
+                state, metrics = cem.update(state, config)
+                return state, metrics["episodes"] * metrics["episode_length"]
+
+            return jax.lax.scan(generation, state, length=generations)[1].sum()
+
+        def steps(key: Any) -> Any:
+            env = envs.bind(config).copies(population)
+            action = jnp.zeros(population, jnp.int32)
+
+            def step(state: Any, key: Any) -> Any:
+                _, state, reward, terminated, _ = env.advance(jax.random.split(key, population), state, action)
+                return state, (reward.sum(), terminated.sum())
+
+            _, sums = jax.lax.scan(step, env.reset(key).state, jax.random.split(key, num_steps))
+            return jax.tree.map(jnp.sum, sums)
+
+        keys = jax.random.split(jax.random.key(0), devices)
+        states = on_each_device(lambda key: cem.train(key, config).state, keys)(keys)
+        search, alone = on_each_device(episodes, states), on_each_device(steps, keys)
+
+        def rates() -> dict[str, float]:
+            found = {}
+            for name, run, argument in (("search", search, states), ("env", alone, keys)):
+                started = time.perf_counter()
+                result = jax.block_until_ready(run(argument))
+                taken = float(result.sum()) if name == "search" else devices * population * num_steps
+                found[name] = taken / (time.perf_counter() - started)
+            return found
+
+        rates()  # first runs touch fresh memory
+        self.measured_rates = rates
+
+    def rates(self) -> dict[str, float]:
+        """Env steps per second of each thing that was built."""
+        return self.measured_rates()
+
     def rate(self) -> float:
         """Env steps per second of what was built, after its initial states are made; the first call also compiles."""
         return self.measured_rate()
@@ -236,13 +286,17 @@ class Purerl(Side):
 
     def build_parts(self, algorithm: str, quick: bool) -> dict[str, Any]:
         """Compiles a loop over each part of an update; the part names, and the FLOPs of one update's gradient steps."""
-        num_updates = {"ppo": (100, 2), "dqn": (5, 1), "sac": (400, 2)}[algorithm][quick]
+        num_updates = {"ppo": (100, 2), "dqn": (5, 1), "sac": (400, 2), "pets": (4, 1)}[algorithm][quick]
         config = make_config(algorithm, 1_000_000, **(layers(WORK["sac-256"]) if algorithm == "sac" else {}))
-        parts = {"ppo": ppo_parts, "dqn": dqn_parts, "sac": sac_parts}[algorithm](config)
+        parts = {"ppo": ppo_parts, "dqn": dqn_parts, "sac": sac_parts, "pets": pets_parts}[algorithm](config)
         self.num_updates = num_updates
         self.parts = {name: compile_part(part, num_updates) for name, part in parts.items()}
         jax.block_until_ready([program() for program in self.parts.values()])  # first runs touch fresh memory
         return {"parts": list(parts), "flops": gradient_flops(algorithm, config)}
+
+    def pets_flops(self) -> dict[str, int]:
+        """FLOPs of the matrix products of an update of PETS on Pendulum, by part."""
+        return pets_flops(make_config("pets", 1_000), 3, 1)
 
     def run_part(self, name: str) -> float:
         """Seconds of one part, per update."""
@@ -280,10 +334,22 @@ def make_config(algorithm: str, env_steps: int, **changes: Any) -> Any:
             return td3.Config(**{**common, **TD3_NOISE, "policy_delay": POLICY_DELAY, **changes})
         temperature = {"learn_alpha": True, "alpha": 1.0, "alpha_learning_rate": OFF_POLICY["learning_rate"]}
         return sac.Config(**{**common, **temperature, "target_entropy": -1.0, **changes})
+    if algorithm == "pets":
+        return pets.Config(**{"env": "Pendulum-v1", "total_timesteps": env_steps, **PETS, **changes})
     loop = {"num_steps": 1, "gradient_steps": 1, "iterations_per_update": DQN_UPDATE, "learning_starts": DQN_PREFILL}
     target = {"double_q": True, "target_update_period": DQN_TARGET_PERIOD}
     like_rejax = {**loop, **target, "hidden_sizes": (64, 64), "activation": "relu"}
     return dqn.Config(**{"env": "CartPole-v1", "total_timesteps": env_steps, **DQN, **like_rejax, **changes})
+
+
+def on_each_device(function: Any, argument: Any) -> Any:
+    """The compiled program of a function of one seed, for arguments with one seed on each device."""
+    mesh = jax.make_mesh((len(jax.devices()),), ("seeds",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("seeds")
+    many = jax.shard_map(jax.vmap(function), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    placed = jax.device_put(argument, jax.NamedSharding(mesh, spec))
+    compiled, _ = compile_timed(jax.jit(many), placed)
+    return lambda argument: compiled(jax.device_put(argument, jax.NamedSharding(mesh, spec)))
 
 
 def layers(work: Work) -> dict[str, Any]:
@@ -423,6 +489,32 @@ def sac_parts(config: Any) -> dict[str, Part]:
     }
 
 
+def pets_parts(config: Any) -> dict[str, Part]:
+    """PETS's update, its gradient steps, its plans, and its env steps with a fixed action."""
+    state = jax.jit(pets.init)(jax.random.key(0), config)
+
+    def plans(key: Any, start: Any, fixed: Any) -> tuple[Any, Any]:
+        state, config = fixed
+
+        def one(start: Any, key: Any) -> tuple[Any, Any]:
+            found = pets.search(key, state.env_state.obs[0], start, state, config)
+            return pets.shifted(found.actions), found.promised
+
+        return jax.lax.scan(one, start, jax.random.split(key, config.num_steps))
+
+    return {
+        "update": Part(lambda key, state, config: pets.update(state, config), state, config, 1),
+        "training": Part(lambda key, state, config: pets.fit(key, state, config), state, config, 1),
+        "planning": Part(plans, state.plan, (state, config), 1),
+        "env": Part(
+            unroll_step(config.num_steps, lambda key, obs, fixed: fixed[1]),
+            state.env_state,
+            (config, jnp.zeros((1, 1))),
+            1,
+        ),
+    }
+
+
 def nudged(part: Callable[[Any], Any]) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
     """A Part's step: part(fixed) with observations a little off, by what came before, or XLA would compute it once."""
 
@@ -459,6 +551,8 @@ def gradient_flops(algorithm: str, config: Any) -> int:
     obs_size = math.prod(env.obs_space.shape)
     if algorithm == "sac":
         return sac_flops(config, obs_size, env.action_size)
+    if algorithm == "pets":
+        return pets_flops(config, obs_size, env.action_size)["training"]
     if algorithm == "ppo":
         batch = config.num_envs * config.num_steps // config.num_minibatches
         towers = ((*config.actor_hidden_sizes, env.num_actions), (*config.critic_hidden_sizes, 1))
@@ -480,6 +574,16 @@ def sac_flops(config: Any, obs_size: int, action_size: int) -> int:
     # The actor's gradient comes through both critics to their input, not to their weights: as much as forward again.
     through_critics = 4 * network_flops(critic, config.batch_size, False)
     return target + critics_loss + network_flops(actor, config.batch_size, True) + through_critics
+
+
+def pets_flops(config: Any, obs_size: int, action_size: int) -> dict[str, int]:
+    """FLOPs of the matrix products in one update of PETS: of its gradient steps, and of its plans."""
+    sizes, members = (obs_size + action_size, *config.hidden_sizes, 2 * (obs_size + 1)), config.num_members
+    sequences = config.planning_iterations * config.population + 1  # and the plan itself
+    return {
+        "training": config.gradient_steps * members * network_flops(sizes, config.batch_size, True),
+        "planning": config.num_steps * config.horizon * members * network_flops(sizes, sequences, False),
+    }
 
 
 def network_flops(sizes: tuple[int, ...], batch: int, backward: bool) -> int:
