@@ -118,6 +118,16 @@ def test_update_keeps_the_types_of_the_state(programs: Programs, large: bool) ->
         assert not x.weak_type and not y.weak_type, f"{name} is weakly typed"
 
 
+def test_an_update_hands_on_another_key(programs: Programs) -> None:
+    """Otherwise each would draw what the last one drew."""
+    if not programs.acts:
+        return
+    init, update = programs.algorithm.init, programs.algorithm.update
+    keys = jax.jit(lambda key: [(s := init(key, programs.config)).key, update(s, programs.config)[0].key])
+    before, after = (jax.random.key_data(key) for key in keys(programs.keys[0]))
+    assert (before != after).any()
+
+
 def test_seeds_differ_in_network_and_data(programs: Programs) -> None:
     key_data = np.asarray(jax.vmap(jax.random.key_data)(programs.keys))
     assert len(np.unique(key_data, axis=0)) == len(SEEDS)

@@ -84,10 +84,11 @@ def test_hanging_at_rest_stays_and_a_push_turns_the_pole_back():
 
 
 @pytest.mark.parametrize(
-    ("x", "angle", "expected"), [(0.0, np.pi, 1.0), (0.0, 0.0, np.exp(-4)), (0.6, np.pi, np.exp(-1))]
+    ("x", "angle", "expected"),
+    [(0.0, np.pi, 1.0), (0.0, 0.0, np.exp(-4)), (0.6, np.pi, np.exp(-1)), (-0.6, np.pi / 2, np.exp(-1))],
 )
 def test_rewards_by_hand(x, angle, expected):
-    """The tip at its place, a pole below it, and a pole's length aside; less a hundredth of the action's square."""
+    """The tip at its place, twice its length below, and a length aside or below; less .01 of the action's square."""
     step = jax.jit(ENV.step)
     still = PARAMS._replace(gravity=0.0, gear=0.0)
     for action in (0.0, 2.0):

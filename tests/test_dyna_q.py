@@ -31,6 +31,8 @@ def model(pairs, time=10):
 @pytest.mark.parametrize("env", ["mdp/cliff_walking", "mdp/frozen_lake_4x4_slippery"])
 def test_without_planning_it_is_q_learning_bit_for_bit(env):
     shared = {"env": env, "num_steps": 50, "total_timesteps": 400, "gamma": 0.9, "learning_rate": 0.3}
+    if env == "mdp/cliff_walking":
+        shared["env"] = mdp.Tabular(mdp.cliff_walking(), time_limit=5)  # cuts that are no ends
     shared |= {"epsilon_start": 0.6, "epsilon_end": 0.2, "anneal_learning_rate": True, "initial_value": 0.5}
     left, left_metrics = dyna_q.train(KEY, dyna_q.Config(planning_steps=0, random_ties=False, **shared))
     right, right_metrics = q_learning.train(KEY, q_learning.Config(**shared))
@@ -40,7 +42,8 @@ def test_without_planning_it_is_q_learning_bit_for_bit(env):
 
 
 def test_the_model_is_what_followed_last():
-    step = Transition(*map(jnp.array, ([1], [0], [2.0], [False], [False], [2])))
+    step = Transition(*map(jnp.array, ([1], [0], [2.0], [False], [True], [2])))
+    assert not dyna_q.remember(model({}), step, jnp.int32(7)).terminated.any()  # a time limit is no end
     known = dyna_q.remember(model({}), step, jnp.int32(7))
     known = dyna_q.remember(known, step._replace(reward=jnp.array([-1.0]), terminated=jnp.array([True])), jnp.int32(9))
     assert [x[1, 0].item() for x in known] == [2, -1.0, True, True, 9]
@@ -172,6 +175,18 @@ def test_learns_the_maze_by_planning(planning):
     returns, lengths = jax.vmap(lambda state, key: evaluate(dyna_q, state, setting, key, num_episodes=1))(states, keys)
     assert (returns == 1).all() and (lengths <= 16).all()
     assert (metrics["pairs_seen"][:, -1] > metrics["pairs_seen"][:, 0]).all()
+
+
+@pytest.mark.parametrize("planning", ["random", "prioritized"])
+def test_planning_learns_at_the_annealed_rate(planning):
+    """Halfway through the training half of the rate, as with half of it and no annealing."""
+    fields = {"planning": planning, "planning_steps": 3, "total_timesteps": 32, "env": mdp.Tabular(mdp.random_walk(2))}
+    annealed = dyna_q.Config(num_steps=8, learning_rate=0.5, anneal_learning_rate=True, **fields)
+    state = dyna_q.init(KEY, annealed)._replace(updates=jnp.int32(2))
+    half = annealed.replace(learning_rate=0.25, anneal_learning_rate=False)
+    left, right = (dyna_q.update(state, x)[0].params for x in (annealed, half))
+    np.testing.assert_allclose(left, right, rtol=1e-6)
+    assert (left != 0).any()
 
 
 def test_waits_across_steps_and_updates():

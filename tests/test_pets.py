@@ -114,11 +114,12 @@ def test_loss_by_hand():
 
 
 def test_loss_of_the_end_by_hand():
-    """log(1 + e^-x) where it ended and log(1 + e^x) where not, counted as the rest is."""
+    """log(1 + e^-x) where it ended and log(1 + e^x) where not, if only by a time limit; counted as the rest is."""
     setting = config(learn_end=True, weight_decay=0.0)
     data = batch([2.0, 7.0], [0.5, -1.0], [3.0, 5.0], [1.0, 2.0], [[1.0, 0.0], [2.0, 3.0]], [True, False])
     ends = jnp.array([[[0.5], [0.0]], [[0.0], [1.0]]])
     params = linear_params(W)._replace(weights={"params": {"body": {"W": jnp.concatenate([jnp.array(W), ends], 2)}}})
+    data = data._replace(transition=data.transition._replace(truncated=jnp.array([False, True])))
     obs, y = data.transition.obs, pets.targets(data.transition, setting)
     _, without = pets.loss(linear_params(W), obs, y, data, config())
     _, likelihood = pets.loss(params, obs, y, data, setting)
@@ -255,22 +256,27 @@ def test_promises_by_hand():
     told = pets.promises(promised, rollout(reward, terminated=[2]), setting)
     np.testing.assert_allclose([told["promised"], told["earned"]], [20.0, (7 + 6 + 4) / 3])
     told = pets.promises(promised, rollout(reward, truncated=[2]), setting)
-    np.testing.assert_allclose([told["promised"], told["earned"]], [10.0, 7.0])
+    np.testing.assert_allclose([told["promised"], told["earned"], told["plans_judged"]], [10.0, 7.0, 1])
+    none = pets.promises(promised, rollout(reward, truncated=[1, 3]), setting)
+    assert (none["promised"], none["earned"], none["plans_judged"]) == (0, 0, 0)
     told = pets.promises(promised, rollout(reward, truncated=[2], terminated=[2]), setting)
     np.testing.assert_allclose([told["promised"], told["earned"]], [20.0, (7 + 6 + 4) / 3])
 
 
 def exact(setting, high=-40.0):
-    """A state whose networks know that a push of a moves by 1.5 a, without noise, and pays 2 a + 1 (of y: 0 and 1)."""
+    """A state whose networks know that a push of a moves by 1.5 a, without noise, and pays 2 a + 1.
+
+    In their units: of y less (0, 1), over (2, 4), and of observations less 1, over 2.
+    """
     W = np.zeros((2, 2, 2 * pets.num_targets(setting)))
-    W[:, 1, 0] = 1.5
+    W[:, 1, 0] = 1.5 / 2
     if setting.learn_reward:
-        W[:, 1, 1] = 2.0
+        W[:, 1, 1] = 2.0 / 4
     params = linear_params(W, high, -60.0)
     K = pets.num_targets(setting)
-    stats = pets.normalize.RunningStats(jnp.arange(K, dtype=jnp.float32), jnp.ones(K), jnp.float32(1))
-    state = pets.init(KEY, setting)
-    return state._replace(params=params, obs_stats=pets.normalize.init_stats((1,)), target_stats=stats)
+    obs_stats = pets.normalize.RunningStats(jnp.ones(1), jnp.full(1, 4.0), jnp.float32(1))
+    target_stats = pets.normalize.RunningStats(jnp.array([0.0, 1.0])[:K], jnp.array([4.0, 16.0])[:K], jnp.float32(1))
+    return pets.init(KEY, setting)._replace(params=params, obs_stats=obs_stats, target_stats=target_stats)
 
 
 def test_imagined_returns_by_hand():
@@ -289,28 +295,35 @@ def test_imagined_returns_by_hand():
 
 
 def test_trajectories_spread_by_the_noise_of_each_network():
-    """Of variances e^2 and e^-60: with x^2 for a reward the first network earns its variance on top."""
+    """Both add .5 xi a step, in two units each: with x^2 for a reward, 1 and then 2 on top of the start's 9.
+
+    The networks' and the steps' chances are independent, so that a return, the mean of both networks, varies by half as
+    much as with one chance for both.
+    """
     pays = lambda obs, action, next_obs: next_obs[0] ** 2  # noqa: E731
-    setting = config(env=Pushed(reward=pays), learn_reward=False, horizon=1, population=64)
-    state = exact(setting)
+    setting = config(env=Pushed(reward=pays), learn_reward=False, horizon=2, population=64)
     W = np.zeros((2, 2, 2))
-    W[0, 0, 1] = 2.0  # of an observation of 1
-    W[1, 0, 1] = -60.0
-    state = state._replace(params=linear_params(W, 90.0, -90.0))
-    sequences = jnp.zeros((1, 1, 1))
-    one = lambda key: pets.imagined_returns(key, jnp.array([1.0]), sequences, state, setting)[0]  # noqa: E731
-    returns = jax.vmap(one)(jax.random.split(KEY, 4_000))
-    np.testing.assert_allclose(returns.mean(), 1 + np.exp(2) / 2, rtol=0.06)
+    state = exact(setting)
+    bounds = jnp.full(1, 2 * np.log(0.5))
+    state = state._replace(params=linear_params(W)._replace(max_log_var=bounds + 1e-3, min_log_var=bounds - 1e-3))
+    one = lambda key: pets.imagined_returns(key, jnp.array([3.0]), jnp.zeros((1, 2, 1)), state, setting)[0]  # noqa: E731
+    returns = jax.vmap(one)(jax.random.split(KEY, 8_000))
+    scale = np.exp(pets.bounded(jnp.zeros(1), state.params)[0] / 2) * 2  # of a step's noise
+    np.testing.assert_allclose(returns.mean(), 18 + 3 * scale**2, rtol=0.02)
+    # x1^2 + x2^2 of x1 = 3 + e1, x2 = x1 + e2: 12 e1 + 6 e2 and squares, of each network.
+    variance = (12**2 + 6**2) * scale**2 + (2 * 4 + 2 + 4) * scale**4
+    np.testing.assert_allclose(returns.var(), variance / 2, rtol=0.08)
 
 
 def test_rewards_end_with_the_trajectory():
-    """With a logit of 0 half of it is left after each step: 1 + 1/2 + 1/4."""
+    """With a chance of 1/4 to end at each step three quarters are left after it: 1 + 3/4 + 9/16."""
     setting = config(learn_end=True)
     state = exact(config())
-    W = jnp.zeros((2, 2, 5)).at[:, :, 2:4].set(-60.0)
+    W = jnp.zeros((2, 2, 5)).at[:, :, 4].set(-np.log(3))  # the logit of an action of 1, where the observation is 1
     state = state._replace(params=state.params._replace(weights={"params": {"body": {"W": W}}}))
-    returns = pets.imagined_returns(KEY, jnp.array([0.0]), jnp.zeros((2, 3, 1)), state, setting)
-    np.testing.assert_allclose(returns, [1.75, 1.75], rtol=1e-4)
+    still = state._replace(target_stats=state.target_stats._replace(mean=jnp.array([0.0, 1.0])))
+    returns = pets.imagined_returns(KEY, jnp.array([1.0]), jnp.ones((2, 3, 1)), still, setting)
+    np.testing.assert_allclose(returns, [1 + 3 / 4 + 9 / 16] * 2, rtol=1e-3)
 
 
 def test_all_sequences_meet_the_same_chance():
@@ -379,6 +392,33 @@ def test_the_planners_variance_keeps_a_part_of_the_old():
     jax.effects_barrier()
     spread = sorted(x.std() for x in seen if len(x) == 20_000)
     np.testing.assert_allclose(spread[0] / spread[1], 0.6, rtol=0.03)
+
+
+def test_each_score_has_a_key_of_its_own():
+    """Three iterations and the promise; none is one that candidates were drawn with."""
+    keys, drawn = [], []
+
+    def score(key, sequences):
+        jax.debug.callback(lambda key, x: keys.append(key.tolist()) or drawn.append(np.asarray(x)), key, sequences)
+        return sequences[:, 0, 0]
+
+    planning.plan(jax.random.PRNGKey(0), jnp.zeros((2, 1)), score, searching(planning_iterations=3))
+    jax.effects_barrier()
+    assert len(keys) == 4 and len({tuple(key) for key in keys}) == 4
+    first = min((x for x in drawn if len(x) > 1), key=lambda x: abs(x.mean()))
+    for key in keys:
+        noise = jax.random.truncated_normal(jnp.array(key, jnp.uint32), -2.0, 2.0, (256, 2, 1))
+        assert np.abs(0.5 * noise - first).max() > 0.1
+
+
+def test_the_planner_takes_no_number_that_is_none():
+    """Half of the sequences have returns that are none: the best of the others counts."""
+
+    def score(key, sequences):
+        return jnp.where(sequences[:, 0, 0] > 0, jnp.nan, sequences[:, 0, 0])
+
+    found = planning.plan(KEY, jnp.zeros((1, 1)), score, searching())
+    assert -0.1 < found.actions[0, 0] < 0.05
 
 
 def test_a_plan_one_step_later():
@@ -450,10 +490,12 @@ def test_the_policy_warm_starts():
     """What it remembers is its plan of the last step, shifted; deterministic, it does not look at the key."""
     state, setting = learned()
     policy = pets.policy(state, setting)
-    action, memory = policy.act(KEY, jnp.zeros(1), policy.memory)
-    plan = pets.search(state.key, jnp.zeros(1), policy.memory, state, setting)
-    np.testing.assert_allclose(action, plan.actions[0], rtol=1e-5)
-    np.testing.assert_allclose(memory, planning.shifted(plan.actions), rtol=1e-5)
+    same_key = jax.random.fold_in(state.key, 0)
+    for start in (policy.memory, jnp.full_like(policy.memory, 0.5)):
+        plan = pets.search(same_key, jnp.zeros(1), start, state, setting)
+        action, memory = policy.act(KEY, jnp.zeros(1), start)
+        np.testing.assert_allclose(action, plan.actions[0], rtol=1e-5)
+        np.testing.assert_allclose(memory, planning.shifted(plan.actions), rtol=1e-5)
     assert (policy.memory == 0).all() and memory.shape == (setting.horizon, 1)
 
 
@@ -476,6 +518,34 @@ def test_learns_to_stay_in_the_middle():
     assert metrics["episode_return"][-1] > -1.5
     assert metrics["model_loss"][-1] < metrics["model_loss"][0]
     assert metrics["model_error"][-1] < metrics["model_error"][0]
+
+
+def test_the_networks_of_a_state_are_trained_in_its_units():
+    """One update with new data: training comes after the statistics have moved, and the last steps are in it."""
+    setting = config(model_network=None)
+    state = pets.init(KEY, setting)
+    after, _ = pets.update(state, setting)
+    key, act_key, count_key, fit_key = jax.random.split(state.key, 4)
+    collected, steps, _, _ = pets.collect(act_key, state, setting)
+    expected, _ = pets.fit(fit_key, pets.remember(count_key, collected, steps, setting), setting)
+    for x, y in zip(*map(tiny.arrays, (after, expected._replace(key=key, updates=jnp.int32(1)))), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+
+
+def test_runs_where_no_plan_is_judged():
+    """A time limit of two steps below a horizon of three: nothing that the runner would take for a failed training."""
+    run = tiny.run(pets, config(env=Pushed(limit=2), model_network=None), (0,))
+    assert run.finished and (run.metrics["plans_judged"] == 0).all() and (run.metrics["promised"] == 0).all()
+
+
+def test_errors_of_ends_by_hand():
+    """Chances of 1/2 where it ended, and 1/4 where only the clock ran out."""
+    setting = config(learn_end=True)
+    state = exact(config())._replace(obs_stats=pets.normalize.init_stats((1,)))
+    W = jnp.zeros((2, 2, 5)).at[:, 0, 4].set(-np.log(3))
+    state = state._replace(params=state.params._replace(weights={"params": {"body": {"W": W}}}))
+    step = rollout([0.0, 0.0], terminated=[0], truncated=[1])._replace(obs=jnp.array([[0.0], [1.0]]))
+    np.testing.assert_allclose(pets.errors(state, step, setting)["end_error"], (0.5 + 0.25) / 2, rtol=1e-5)
 
 
 def test_ends_that_are_not_learned_are_told():
@@ -517,8 +587,15 @@ BYTES.step = lambda key, state, action, params: (
         ({"elite_fraction": 2.0}, r"makes 128 elites, but there are no more than the population"),
         (
             {"learn_reward": False},
-            r"Pendulum-v1 has no method reward\(obs, action, next_obs, params\): give it one, or use",
+            r"Pendulum-v1 has no method reward\(obs, action, next_obs, params\) that gives a number: give it one, or use",
         ),
+        (
+            {"env": Bandit(Box(-1.0, 1.0, (1,)), lambda action: action[0]), "learn_reward": False},
+            r"has no method reward\(obs, action, next_obs, params\) that gives a number",
+        ),
+        ({"learning_starts": 1}, r"batch_size = 128 is larger than learning_starts = 1"),
+        ({"momentum": 1.0}, r"momentum must be a finite number in \[0, 0.99\]"),
+        ({"elite_fraction": float("nan")}, r"elite_fraction = nan of population = 64 makes 0 elites"),
         ({"total_timesteps": 220}, r"total_timesteps = 220 is less than the 250 env steps of the first update"),
         ({"batch_size": 20_000}, r"buffer_size = 10000 is smaller than batch_size = 20000"),
     ],

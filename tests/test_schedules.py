@@ -66,7 +66,7 @@ ONE_GRADIENT_STEP = {
     "planning_steps": 0,
 }
 # In a single step of CartPole all candidates earn the same.
-TOLD_APART = {"es": {"num_steps": 32}}
+TOLD_APART = {"es": {"num_steps": 500}}
 # What the learning rate moves, where it does not move every parameter.
 MOVED = {"trpo": lambda params: params.critic}
 PROGRESS = (0.0, 0.25, 0.5, 0.75)  # of four updates, the last one included

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from purerl import cem, es
-from purerl.core import candidates, normalize, policies, rollout
+from purerl.core import candidates, normalize, optimize, policies, rollout
 from purerl.core.types import memoryless
 from purerl.envs import Box, Discrete, bind
 from tests import tiny
+from tests.test_pets import Pushed
 from tests.toy_envs import Bandit, Chain
 
 KEY = jax.random.key(0)
@@ -81,7 +82,7 @@ def test_gradient_of_a_quadratic():
     np.testing.assert_allclose(es.gradient(noise, returns, config), [6.0, 4.0], rtol=0.03)
 
 
-# The optimum lies 20 initial deviations away: the weight and the bias of a linear policy that sees 1 must add up to 20.
+# The optimum is far: the weight and the bias of a linear policy that sees 1 must add up to 20, of deviations of 1.
 FAR = Bandit(Box(-jnp.inf, jnp.inf, (1,)), lambda action: -jnp.square(action[0] - 20.0))
 BOWL = {"env": FAR, "num_steps": 1, "population": 64, "total_timesteps": 64 * 60}
 
@@ -174,7 +175,9 @@ def test_whole_episodes_and_the_statistics_of_what_was_seen():
 
 
 def test_episodes_are_cut_after_num_steps():
-    config = cem.Config(env=Chain(), population=4, elite_fraction=0.5, num_steps=2, total_timesteps=4000)
+    config = cem.Config(
+        env=Chain(), population=4, elite_fraction=0.5, num_steps=2, total_timesteps=4000
+    )  # it never says
     scores = candidates.score(KEY, walkers([1, 0, 0, 1]), None, config)
     np.testing.assert_array_equal(scores.returns, [3.0, 0.0, 0.0, 3.0])
     assert scores.episodes.length_sum == 8
@@ -222,6 +225,56 @@ def test_an_update_of_cem_is_its_parts():
     np.testing.assert_allclose(metrics["std"], np.std(drawn[elites], 0).mean(), rtol=1e-4)
 
 
+def test_two_updates_of_es_are_its_parts():
+    """Ranks in place of returns, Adam's moments and keys carried on."""
+    config = tiny.config(es)
+    state = es.init(KEY, config)
+    mean, unravel = jax.flatten_util.ravel_pytree(state.params)
+    opt_state, key = state.opt_state, state.key
+    for _ in range(2):
+        state, metrics = es.update(state, config)
+        key, draw_key, score_key = jax.random.split(key, 3)
+        drawn, noise = es.candidates(draw_key, mean, config)
+        returns = candidates.score(score_key, jax.vmap(unravel)(drawn), None, config).returns
+        ascent = es.gradient(noise, es.centred_ranks(returns), config)
+        mean, opt_state = optimize.adam_step(-ascent, mean, opt_state, config.learning_rate)
+        np.testing.assert_allclose(jax.flatten_util.ravel_pytree(state.params)[0], mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(metrics["grad_norm"], jnp.linalg.norm(ascent), rtol=1e-4)
+
+
+def test_the_first_variance_is_the_square_of_the_deviation():
+    state = cem.init(KEY, tiny.config(cem, initial_std=2.0))
+    assert all((x == 4).all() for x in jax.tree.leaves(state.var))
+
+
+@SEARCHES
+def test_the_policy_sees_standardised_observations(algorithm):
+    config = tiny.config(algorithm, env="Pendulum-v1", normalize_obs=True)
+    state = algorithm.init(KEY, config)
+    state = state._replace(obs_stats=normalize.RunningStats(jnp.full(3, 0.3), jnp.full(3, 4.0), jnp.float32(9)))
+    obs = jnp.array([0.5, -0.2, 3.0])
+    action = algorithm.policy(state, config).act(KEY, obs, ())[0]
+    np.testing.assert_allclose(action, candidates.greedy(state.params, (obs - 0.3) / 2, config), rtol=1e-5)
+
+
+def test_chance_in_the_steps_is_common_too():
+    """A point that is pushed by noise: candidates alike earn alike."""
+    env = Pushed(0.3)
+    config, drawn = population(cem, env=env)
+    alike = jax.tree.map(lambda x: jnp.stack([x[0]] * 4), drawn)
+    returns = candidates.score(KEY, alike, None, config).returns
+    np.testing.assert_allclose(returns, returns[0], rtol=1e-6)
+
+
+def test_a_return_that_is_no_number_is_the_worst():
+    """Of a search it would otherwise be the best."""
+    np.testing.assert_array_equal(candidates.ranked(jnp.array([1.0, jnp.nan, -3.0, 2.0])), [1.0, -3.0, -3.0, 2.0])
+    broken = Bandit(Box(-jnp.inf, jnp.inf, (1,)), lambda action: jnp.where(action[0] > 0, jnp.nan, action[0]))
+    config = cem.Config(env=broken, num_steps=1, population=64, total_timesteps=64 * 20)
+    _, metrics = cem.train(KEY, config)
+    assert np.isfinite(metrics["best_return"]).all() and -0.3 < metrics["elite_return"][-1] <= 0
+
+
 def test_es_takes_adams_first_step_uphill():
     """Which is learning_rate in every weight, wherever the gradient points."""
     env = Bandit(Box(-jnp.inf, jnp.inf, (1,)), lambda action: action[0])
@@ -248,7 +301,9 @@ def test_the_policy_of_discrete_actions_takes_the_largest_output():
         (cem, {"elite_fraction": 0.01}, r"makes 1 elites, but a variance needs at least 2: .*between 0.03125 and 1"),
         (cem, {"elite_fraction": 1.5}, r"makes 96 elites, but there are no more than the population: .* and 1\."),
         (cem, {"population": 1}, r"population must be at least 2, but is 1"),
+        (cem, {"elite_fraction": float("nan")}, r"elite_fraction = nan of population = 64 makes 0 elites"),
         (cem, {"num_steps": 0}, r"num_steps must be at least 1, but is 0"),
+        (es, {"num_steps": 400}, r"whole episodes, but those of CartPole-v1 may last 500 steps and num_steps is 400"),
         (cem, {"actor_hidden_sizes": (0,)}, r"actor_hidden_sizes must be at least 1"),
         (cem, {"actor_hidden_sizes": (8.0,)}, r"actor_hidden_sizes must be a tuple of Python ints"),
         (cem, {"initial_std": 0.0}, r"initial_std must be a finite number greater than 0"),

@@ -61,7 +61,13 @@ _REPLAY = {
     **_SMALL_TOWERS,
 }
 FIELDS |= {name: _REPLAY for name in ("ddpg", "td3", "sac", "discrete_sac")}
-_POPULATION = {"actor_hidden_sizes": (8,), "population": 4, "num_episodes": 2, "num_steps": 32, "total_timesteps": 1024}
+_POPULATION = {
+    "actor_hidden_sizes": (8,),
+    "population": 4,
+    "num_episodes": 2,
+    "num_steps": 500,
+    "total_timesteps": 16_000,
+}
 FIELDS |= {"cem": {**_POPULATION, "elite_fraction": 0.5}, "es": _POPULATION}
 FIELDS["pets"] = {
     "num_steps": 6,

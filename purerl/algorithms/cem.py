@@ -12,21 +12,23 @@ lie. With a normal distribution over w whose dimensions are independent, a gener
 which is the maximum-likelihood fit of a normal distribution to the elites; of all such distributions it has the least
 cross entropy to them. A return may be any number: it need not be differentiable, and no action is given its credit.
 
-The elites of a slope are as narrow as those around an optimum, so the variance falls by some factor with every
-generation and the search can go no farther than the sum of that geometric series: starting far away it stops short of
-the optimum. The extra variance z keeps it going; it falls linearly to 0, so that the search settles in the end:
+On a slope, too, the elites lie closer together than the candidates: the variance falls by some factor with every
+generation, and the search can go no farther than the sum of a geometric series. Starting far away it stops short of the
+optimum. The extra variance z keeps it going; it falls linearly to 0, so that the search settles in the end:
 
     z = extra_std^2 max(1 - progress / extra_fraction, 0)                                            -> extra_variance
 
 All candidates act greedily and side by side. They meet the same start states and the same chance (common random
-numbers), so that the best one is not the luckiest one; and each plays whole episodes, since to count episodes as they
-end would favour short ones. An update is a generation. It counts as population * num_episodes * num_steps env steps,
-the most that its episodes can take; how many they took is episodes * episode_length in the metrics.
+numbers), so that none is better by its luck alone; and each plays whole episodes, since to count episodes as they end
+would favour short ones. A return that is no number counts as the worst. An update is a generation. It counts as
+population * num_episodes * num_steps env steps, the most that its episodes can take; how many they took is episodes *
+episode_length in the metrics. return_std is the deviation of the candidates' returns, std that of a weight, on average.
 
 Departures from the paper:
     the policy is any network, linear where it has no hidden layers, in place of one for Tetris (actor_hidden_sizes)
     the first mean is the network's initial weights in place of 0 (init)
     z follows the progress of the training in place of max(5 - generation / 10, 0) (extra_variance)
+    fewer candidates, more of them elites, and a first variance to choose (population, elite_fraction, initial_std)
     all candidates of a generation meet the same chance (update)
     observations may be standardised by the statistics of all earlier generations (normalize_obs)
 """
@@ -76,7 +78,7 @@ class Config:
     num_episodes: int = static(1, low=1)
     """Episodes over which each candidate's return is averaged (E)."""
     num_steps: int = static(500, low=1)
-    """Steps after which an episode is cut, where the env does not end it earlier (T)."""
+    """Env steps that an episode counts as; at least as many as it can last (T)."""
     actor_hidden_sizes: tuple[int, ...] = static((), low=1, entry=int)
     """Hidden layers of the policy, none for a linear one; images pass a convolution first."""
     activation: str = static("tanh", choices=networks.ACTIVATIONS)
@@ -95,6 +97,7 @@ class Config:
     def __post_init__(self) -> None:
         checks.check(self, ACTIONS)
         checks.enough_elites(self)
+        checks.whole_episodes(self)
         checks.at_least_one_update(self, self.env_steps(1))
 
     @property

@@ -9,7 +9,7 @@ the model and planning are one loop, and all learning is the same rule (Sutton a
     Model(s, a) <- r, s', terminated                                                                        -> remember
     planning_steps times: the same for a pair seen before, with r, s' = Model(s, a)                             -> plan
 
-Without planning it is Q-learning bit for bit, where random_ties is off.
+Without planning, and without random_ties, it is plain Q-learning bit for bit.
 
 A model may be wrong, for example where the world has changed, and a greedy agent that trusts it never looks. Dyna-Q+
 (section 8.3) plans with a bonus for pairs that were not tried for tau steps, and plans with untried actions as well,
@@ -26,7 +26,6 @@ from by itself as it happens (planning = "prioritized"):
     planning_steps times: learn from the pair of the highest priority, then let its predecessors wait          -> sweep
 
 Departures from the book:
-    where chance decides what follows, the model is the last sample of it (remember)
     planning draws among all pairs seen, in place of first a state and then an action (plan)
     a time limit bootstraps from the state it interrupts: only `terminated` means that nothing follows (td_target)
 """

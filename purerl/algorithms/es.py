@@ -8,22 +8,24 @@ the cloud, J(w) = E[ R(w + sigma xi) ], is smooth however R jumps, and its gradi
     grad J = E[ R(w + sigma xi) xi ] / sigma,   xi standard normal                          (section 2)    -> gradient
     w <- w + Adam(grad J)                                                                   (section 2)      -> update
 
-so that it is REINFORCE with the noise on the weights, once an episode, in place of on each action. Two changes take
-variance away. Candidates come in pairs w + sigma xi, w - sigma xi (antithetic), of which the difference counts:
+so that it is REINFORCE with the noise on the weights, once an episode, in place of on each action. Candidates come in
+pairs w + sigma xi, w - sigma xi (antithetic), of which the difference counts, which takes variance away:
 
     w_i = w + sigma xi_i,  w_{i + population/2} = w - sigma xi_i                          (section 2.1)  -> candidates
 
-and each return is replaced by its rank, spread evenly over [-1/2, 1/2], so that no outlier outweighs all others:
+and each return is replaced by its rank, spread evenly over [-1/2, 1/2], so that no outlier outweighs all others. What
+rises then is the expected rank, another objective with the same order of candidates:
 
     R_i <- rank of R_i / (population - 1) - 1/2                                           (section 2.1)-> centred_ranks
 
 All candidates act greedily and side by side. They meet the same start states and the same chance (common random
-numbers), so that the best one is not the luckiest one; and each plays whole episodes, since to count episodes as they
-end would favour short ones. An update is a generation. It counts as population * num_episodes * num_steps env steps,
-the most that its episodes can take; how many they took is episodes * episode_length in the metrics.
+numbers), so that none is better by its luck alone; and each plays whole episodes, since to count episodes as they end
+would favour short ones. A return that is no number counts as the worst. An update is a generation. It counts as
+population * num_episodes * num_steps env steps, the most that its episodes can take; how many they took is episodes *
+episode_length in the metrics. return_std is the deviation of the candidates' returns.
 
 Departures from the paper:
-    no weight decay, and discrete actions are the largest output (update)
+    Adam in place of plain ascent, and no weight decay; discrete actions are the largest output (update)
     the noise is drawn anew in place of from a shared table, since nothing is sent between machines (candidates)
     all candidates of a generation meet the same chance (update)
     ranks of equal returns are their mean rank, so that a plateau gives no direction (centred_ranks)
@@ -74,7 +76,7 @@ class Config:
     num_episodes: int = static(1, low=1)
     """Episodes over which each candidate's return is averaged (E)."""
     num_steps: int = static(500, low=1)
-    """Steps after which an episode is cut, where the env does not end it earlier (T)."""
+    """Env steps that an episode counts as; at least as many as it can last (T)."""
     actor_hidden_sizes: tuple[int, ...] = static((), low=1, entry=int)
     """Hidden layers of the policy, none for a linear one; images pass a convolution first."""
     activation: str = static("tanh", choices=networks.ACTIVATIONS)
@@ -93,6 +95,7 @@ class Config:
     def __post_init__(self) -> None:
         checks.check(self, ACTIONS)
         checks.in_pairs(self)
+        checks.whole_episodes(self)
         checks.at_least_one_update(self, self.env_steps(1))
 
     @property
@@ -150,7 +153,7 @@ def centred_ranks(returns: Float[Array, " P"]) -> Float[Array, " P"]:
 
 
 def gradient(noise: Float[Array, "half W"], utility: Float[Array, " P"], config: Config) -> Float[Array, " W"]:
-    """The estimate of grad J from the utilities of P / 2 pairs: the mean of utility times xi, over sigma."""
+    """The mean of utility times xi over P / 2 pairs, over sigma: of returns it estimates grad J, of ranks its like."""
     first, second = jnp.split(utility, 2)
     return (first - second) @ noise / (config.population * config.std)
 

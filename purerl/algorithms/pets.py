@@ -1,7 +1,7 @@
 r"""Probabilistic ensembles with trajectory sampling: PETS (Chua et al. 2018, arXiv:1805.12114).
 
-The problem left by SAC: it learns from ten thousands of samples what to do, and nothing of how the env works, which a
-few hundred may tell. PETS learns only that, a model of what follows an observation and an action, and has no policy: at
+The problem left by SAC: it learns from tens of thousands of samples what to do, and nothing of how the env works, which
+far fewer may tell. PETS learns only that, a model of what follows an observation and an action, and has no policy: at
 each step it searches for the actions that earn most in the model. A search finds whatever is wrong with a model and
 takes it for gold, so the model must say where it does not know. It is an ensemble of M networks. Each gives a normal
 distribution of y, the change of the observation and the reward, whose variance is the chance in the env (section 4):
@@ -24,18 +24,21 @@ follows a trajectory of its own to the horizon, drawing what follows from its di
     s_{t+1} = s_t + mean_m + exp(log_var_m / 2) xi,    return = mean over m of the sum of rewards   -> imagined_returns
 
 The cross-entropy method of `core.planning` looks for the best sequence, of which the first action is taken; the rest,
-shifted by one step, is where the next search starts. After each num_steps env steps the model learns on from all data.
+shifted by one step, is where the next search starts. After each num_steps env steps the model learns on.
 
-A model's errors are told: `model_error` and `within_1_std`, `within_2_std` on transitions that it was not trained on
-yet (.68 and .95 where it is calibrated), and `promised` against `earned`, the return to the horizon.
+A model's errors are told, in standard deviations of y, on transitions that it was not trained on yet: `model_error`,
+the networks' `disagreement`, and the shares of errors `within_1_std` and `within_2_std` of what it thought, near .68
+and .95 where they are chance, and near 1 where there is none. `promised` against `earned` is the return to the horizon,
+of the `plans_judged` plans whose horizon has been seen.
 
 Departures from the paper:
     one trajectory a network in place of four, and smaller networks (imagined_returns, hidden_sizes)
     the reward is learned unless the env says it, and the end of episodes may be learned (learn_reward, learn_end)
     bootstraps are kept as counts in place of being drawn anew for each training (bootstrap)
-    training goes on from the last parameters with a fixed number of batches, the same for all networks (fit)
+    training comes every num_steps steps with a fixed number of batches, the same for all networks (fit)
+    all sequences meet the same chance (imagined_returns)
     what is predicted is standardised as well (standardised)
-    one weight decay for all layers (weight_decay)
+    one weight decay for all layers, of biases as well (weight_decay)
 """
 
 from typing import Any, NamedTuple
@@ -108,7 +111,7 @@ class Config:
     """Part of the sequences that the search is fitted to."""
     planning_iterations: int = static(3, low=1)
     """Iterations of the search at each env step."""
-    momentum: Scalar = traced(0.1, low=0, high=1)
+    momentum: Scalar = traced(0.1, low=0, high=0.99)
     """Part of the search's mean and variance that an iteration keeps."""
     learning_rate: Scalar = traced(1e-3, low=0)
     """Adam's step size for the model."""
@@ -124,6 +127,7 @@ class Config:
             checks.says_its_reward(self)
         checks.at_most(self, "horizon", "num_steps")
         checks.replay_fits(self)
+        checks.first_batch_fits(self)
         checks.at_least_one_update(self, self.env_steps(1))
 
     @property
@@ -227,9 +231,9 @@ def example(config: Config) -> Datum:
 
 
 def init(key: PRNGKey, config: Config) -> State:
-    """A fresh ensemble, and the memory filled with learning_starts transitions of the uniform policy."""
+    """The memory filled with learning_starts transitions of the uniform policy, and an ensemble trained on them."""
     env, K = envs.bind(config), num_targets(config)
-    key, network_key, env_key, prefill_key, count_key = jax.random.split(key, 5)
+    key, network_key, env_key, prefill_key, count_key, fit_key = jax.random.split(key, 6)
     network_keys = jax.random.split(network_key, config.num_members)
     weights = jax.vmap(lambda key: networks.init(key, model_network(config))[0])(network_keys)
     params = Params(weights, *(jnp.full(K, bound, jnp.float32) for bound in (0.5, -10.0)))
@@ -239,7 +243,7 @@ def init(key: PRNGKey, config: Config) -> State:
     memory, plan = replay.init(config.buffer_size, example(config)), jnp.zeros((config.horizon, env.action_size))
     obs_stats, target_stats = (normalize.init_stats((size,)) for size in (checks.observed_size(config), K))
     state = State(key, params, opt_state, memory, env_state, plan, obs_stats, target_stats, jnp.int32(0))
-    return remember(count_key, state, of_the_env(steps), config)
+    return fit(fit_key, remember(count_key, state, of_the_env(steps), config), config)[0]
 
 
 def of_the_env(steps: Transition) -> Transition:
@@ -267,7 +271,7 @@ def remember(key: PRNGKey, state: State, steps: Transition, config: Config) -> S
     data = Datum(steps, bootstrap(key, len(steps.reward), config))
     obs_stats = normalize.update_stats(state.obs_stats, steps.obs)
     target_stats = normalize.update_stats(state.target_stats, targets(steps, config))
-    assert obs_stats and target_stats
+    assert obs_stats is not None and target_stats is not None
     return state._replace(replay=replay.add(state.replay, data), obs_stats=obs_stats, target_stats=target_stats)
 
 
@@ -284,10 +288,10 @@ def standardised(steps: Transition, state: State, config: Config) -> tuple[Array
 
 
 def loss(params: Params, obs: Array, y: Array, data: Datum, config: Config) -> tuple[Array, Array]:
-    """Twice the negative log likelihood, and what holds bounds and weights small; beside it the likelihood alone.
+    """The error by eq. 1, and what holds bounds and weights small; beside it the error alone.
 
-    It is without its constant, summed over networks, the mean over the batch and over the K. A transition weighs for a
-    network as often as it counts. The end adds its cross entropy. obs, y: of the data, standardised.
+    It is summed over networks, the mean over the batch and over the K. A transition weighs for a network as often as it
+    counts. The end adds its cross entropy. obs, y: of the data, standardised.
     """
     prediction = predict(params, for_all(obs, config), for_all(data.transition.action, config), config)
     square = jnp.square(prediction.mean - for_all(y, config))
@@ -295,10 +299,10 @@ def loss(params: Params, obs: Array, y: Array, data: Datum, config: Config) -> t
     if prediction.end_logit is not None:
         ended = for_all(data.transition.terminated.astype(jnp.float32), config)
         each = each + optax.sigmoid_binary_cross_entropy(prediction.end_logit, ended)
-    likelihood = (data.counts.T * each).mean(1).sum()
+    error = (data.counts.T * each).mean(1).sum()
     bounds = 0.01 * (params.max_log_var.sum() - params.min_log_var.sum())
     decay = config.weight_decay * sum(jnp.square(x).sum() for x in jax.tree.leaves(params.weights))
-    return likelihood + bounds + decay, likelihood
+    return error + bounds + decay, error
 
 
 def fit(key: PRNGKey, state: State, config: Config) -> tuple[State, Metrics]:
@@ -308,12 +312,12 @@ def fit(key: PRNGKey, state: State, config: Config) -> tuple[State, Metrics]:
         params, opt_state = carry
         data = replay.sample(key, state.replay, config.batch_size, example(config))
         obs, y = standardised(data.transition, state, config)
-        grads, likelihood = jax.grad(loss, has_aux=True)(params, obs, y, data, config)
-        return optimize.adam_step(grads, params, opt_state, config.learning_rate), likelihood
+        grads, error = jax.grad(loss, has_aux=True)(params, obs, y, data, config)
+        return optimize.adam_step(grads, params, opt_state, config.learning_rate), error
 
     keys = jax.random.split(key, config.gradient_steps)
-    (params, opt_state), likelihood = jax.lax.scan(step, (state.params, state.opt_state), keys)
-    return state._replace(params=params, opt_state=opt_state), {"model_loss": likelihood.mean() / config.num_members}
+    (params, opt_state), error = jax.lax.scan(step, (state.params, state.opt_state), keys)
+    return state._replace(params=params, opt_state=opt_state), {"model_loss": error.mean() / config.num_members}
 
 
 def imagined_returns(
@@ -358,9 +362,10 @@ def policy(state: State, config: Config, *, deterministic: bool = True) -> Polic
 
     The search draws at random: deterministic, the same numbers at each step.
     """
+    same_key = jax.random.fold_in(state.key, 0)
 
     def act(key: PRNGKey, obs: Array, start: Array) -> tuple[Array, Array]:
-        actions = search(state.key if deterministic else key, obs, start, state, config).actions
+        actions = search(same_key if deterministic else key, obs, start, state, config).actions
         return actions[0], shifted(actions)
 
     return Policy(jnp.zeros_like(state.plan), act, envs.bind(config).to_units)
@@ -398,7 +403,7 @@ def errors(state: State, steps: Transition, config: Config) -> Metrics:
 def promises(promised: Float[Array, " T"], steps: Transition, config: Config) -> Metrics:
     """What plans promised to their horizon and what came then, the mean over those of which that is known.
 
-    It is not where the horizon reaches beyond the rollout or a time limit; NaN where it is of none.
+    It is not where the horizon reaches beyond the rollout or a time limit; both are 0 where it is of none.
     """
     starts = len(promised) - config.horizon + 1
     ahead = jnp.arange(starts)[:, None] + jnp.arange(config.horizon)[None]
@@ -406,17 +411,18 @@ def promises(promised: Float[Array, " T"], steps: Transition, config: Config) ->
     going_on = jnp.cumsum(done, axis=1) - done == 0
     earned = jnp.where(going_on, reward, 0.0).sum(1)
     known = ~(going_on & done & ~terminated)[:, :-1].any(1)
-    return {"promised": promised[:starts].mean(where=known), "earned": earned.mean(where=known)}
+    num = known.sum()
+    means = (jnp.where(known, x, 0.0).sum() / jnp.maximum(num, 1) for x in (promised[:starts], earned))
+    return {**dict(zip(("promised", "earned"), means, strict=True)), "plans_judged": num}
 
 
 def update(state: State, config: Config) -> tuple[State, Metrics]:
-    """The model learns from all data; then T steps are planned with it, tell how good it is, and are remembered."""
-    key, fit_key, act_key, count_key = jax.random.split(state.key, 4)
-    state, metrics = fit(fit_key, state, config)
+    """T steps are planned with the model and tell how good it was; then it learns on from the memory and them."""
+    key, act_key, count_key, fit_key = jax.random.split(state.key, 4)
     state, steps, promised, episodes = collect(act_key, state, config)
-    metrics |= errors(state, steps, config) | promises(promised, steps, config) | episodes.metrics()
-    state = remember(count_key, state, steps, config)
-    return state._replace(key=key, updates=state.updates + 1), metrics
+    metrics = errors(state, steps, config) | promises(promised, steps, config) | episodes.metrics()
+    state, fitted = fit(fit_key, remember(count_key, state, steps, config), config)
+    return state._replace(key=key, updates=state.updates + 1), metrics | fitted
 
 
 @jitted

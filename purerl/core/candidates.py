@@ -17,7 +17,10 @@ from purerl.core.types import Episodes, PRNGKey
 
 
 class Scores(NamedTuple):
-    """What P candidates earned. returns: of each, the mean over its E episodes, `[P]`; obs_stats: with all they saw."""
+    """What P candidates earned. returns: of each, the mean over its E episodes, `[P]`; obs_stats: with all they saw.
+
+    A return that is no number, as of physics that ran away, is replaced by the worst of the others.
+    """
 
     returns: Float[Array, " P"]
     episodes: Episodes
@@ -51,7 +54,12 @@ def score(key: PRNGKey, candidates: Any, stats: normalize.RunningStats | None, c
 
     played, obs_stats = play(key, env, act, (), config.num_steps, streams=repeats, seen=stats)
     account = Episodes(jnp.int32(num * repeats), played.returns.sum(), played.lengths.sum())
-    return Scores(played.returns.reshape(num, repeats).mean(1), account, obs_stats)
+    return Scores(ranked(played.returns.reshape(num, repeats).mean(1)), account, obs_stats)
+
+
+def ranked(returns: Float[Array, " P"]) -> Float[Array, " P"]:
+    """The returns, where one that is no number is as bad as the worst: a search would take it for the best."""
+    return jnp.where(jnp.isnan(returns), jnp.nanmin(returns), returns)
 
 
 def moments(returns: Float[Array, " P"]) -> dict[str, Array]:

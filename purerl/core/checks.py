@@ -184,21 +184,49 @@ def observes_vectors(config: Any) -> None:
 
 
 def says_its_reward(config: Any) -> None:
-    """Raises ValueError unless the env has a reward function of observations."""
-    if not hasattr(envs.make(config.env), "reward"):
+    """Raises ValueError unless the env has a reward function of observations that gives one number."""
+    env: Any = envs.make(config.env)
+    default = env.default_params
+    obs, action = (
+        jax.ShapeDtypeStruct(space.shape, space.dtype)
+        for space in (env.observation_space(default), env.action_space(default))
+    )
+    try:
+        shape = jax.eval_shape(lambda obs, action: env.reward(obs, action, obs, default), obs, action).shape
+    except (AttributeError, TypeError, ValueError, IndexError):
+        shape = None
+    if shape != ():
         raise ValueError(
             f"learn_reward = False needs an env that says what it pays, but {config.env} has no method "
-            "reward(obs, action, next_obs, params): give it one, or use learn_reward = True."
+            "reward(obs, action, next_obs, params) that gives a number: give it one, or use learn_reward = True."
         )
 
 
 def enough_elites(config: Any) -> None:
     """Raises ValueError unless elite_fraction makes at least 2 elites, and no more than there are candidates."""
-    if not 2 <= (num := config.num_elites) <= config.population:
+    num = config.num_elites if math.isfinite(config.elite_fraction) else 0
+    if not 2 <= num <= config.population:
         limit = "a variance needs at least 2" if num < 2 else "there are no more than the population"
         raise ValueError(
             f"elite_fraction = {config.elite_fraction} of population = {config.population} makes {num} elites, but "
             f"{limit}: choose a fraction between {2 / config.population:g} and 1."
+        )
+
+
+def whole_episodes(config: Any) -> None:
+    """Raises ValueError where an episode of the env, with its own params, may last longer than num_steps.
+
+    A limit that is traced passes, and so does an env that does not say.
+    """
+    env = envs.make(config.env)
+    with jax.ensure_compile_time_eval():
+        limit = envs.max_episode_steps(env, params.complete(env, config.env_params, config.env))
+    if limit is None or isinstance(limit, jax.core.Tracer) or type(limit) is object:
+        return
+    if not (np.asarray(limit) <= config.num_steps).all():
+        raise ValueError(
+            f"Candidates play whole episodes, but those of {config.env} may last {np.max(limit):g} steps and num_steps "
+            f"is {config.num_steps}: raise num_steps, or lower the env's time limit."
         )
 
 

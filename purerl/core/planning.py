@@ -31,7 +31,7 @@ def plan(key: PRNGKey, start: Float[Array, "H D"], score: Score, config: Any) ->
     are at most the way to the nearer bound, so that none leaves [-1, 1]. momentum of the old mean and variance stays.
     Source: Chua et al. (2018), arXiv:1805.12114, and the code of its authors.
     """
-    iteration_keys, promise_key = jax.random.split(key, (2, config.planning_iterations))
+    promise_key, search_key = jax.random.split(key)
 
     def iteration(carry: tuple[Array, Array], key: PRNGKey) -> tuple[tuple[Array, Array], None]:
         mean, var = carry
@@ -39,13 +39,16 @@ def plan(key: PRNGKey, start: Float[Array, "H D"], score: Score, config: Any) ->
         std = jnp.minimum(jnp.sqrt(var), (1 - jnp.abs(mean)) / 2)
         noise = jax.random.truncated_normal(draw_key, -2.0, 2.0, (config.population, *mean.shape))
         drawn = mean[None] + std[None] * noise
-        _, best = jax.lax.top_k(score(score_key, drawn), config.num_elites)
+        returns = score(score_key, drawn)
+        # top_k would take what is no number for the largest of all.
+        _, best = jax.lax.top_k(jnp.where(jnp.isnan(returns), -jnp.inf, returns), config.num_elites)
         fit = drawn[best].mean(0), drawn[best].var(0)
         mean, var = (config.momentum * old + (1 - config.momentum) * new for old, new in zip(carry, fit, strict=True))
         return (mean, var), None
 
-    (mean, _), _ = jax.lax.scan(iteration, (start, jnp.full(start.shape, 0.25)), iteration_keys)
-    return Plan(mean, score(promise_key[0], mean[None])[0])
+    keys = jax.random.split(search_key, config.planning_iterations)
+    (mean, _), _ = jax.lax.scan(iteration, (start, jnp.full(start.shape, 0.25)), keys)
+    return Plan(mean, score(promise_key, mean[None])[0])
 
 
 def shifted(actions: Float[Array, "H D"]) -> Float[Array, "H D"]:
@@ -56,7 +59,7 @@ def shifted(actions: Float[Array, "H D"]) -> Float[Array, "H D"]:
 def true_returns(key: PRNGKey, env: BoundEnv, state: Any, sequences: Float[Array, "P H D"]) -> Float[Array, " P"]:
     """The sum of rewards of each sequence in the env itself, from `state` on: of one env, without a leading axis.
 
-    Rewards count until the env terminates; a time limit does not end them.
+    Rewards count until the env terminates; a time limit does not end them. Each sequence meets chance of its own.
     """
     num, horizon = sequences.shape[:2]
     env = env.copies(num)

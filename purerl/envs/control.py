@@ -20,7 +20,7 @@ class CartPoleParams(NamedTuple):
 
     cart_mass: Any = 10.47
     pole_mass: Any = 5.02
-    pole_inertia: Any = 0.189  # about its centre of mass
+    pole_inertia: Any = 0.189  # about its centre of mass; it does not follow pole_length
     pole_length: Any = 0.6
     gravity: Any = 9.81
     damping: Any = 1.0
@@ -44,8 +44,9 @@ class CartPoleSwingUp:
 
     The observation is (x, sin angle, cos angle, velocity of x, of the angle). A step is 0.04 s and pays
     exp(-|tip - top|^2 / pole_length^2) - 0.01 action^2, where top is the tip's place of the upright pole at x = 0: the
-    200 steps after which an episode is cut earn less than 200. Nothing terminates; at an end of the track the cart
-    stops. Source: the cart-pole of Chua et al. (2018), arXiv:1805.12114; masses and inertia are MuJoCo's of its shapes.
+    200 steps after which an episode is cut earn less than 200. Nothing terminates. At an end of the track the cart
+    stops, of which the pole feels nothing.
+    Source: the cart-pole of Chua et al. (2018), arXiv:1805.12114; masses and inertia are MuJoCo's of its shapes.
     """
 
     default_params = CartPoleParams()
@@ -89,7 +90,7 @@ def observe(state: CartPoleState) -> Array:
 
 
 def accelerations(state: CartPoleState, force: Array, params: CartPoleParams) -> tuple[Array, Array]:
-    """Of cart and angle, by Lagrange's equations: those of a uniform rod whose end hangs from a cart."""
+    """Of cart and angle, by Lagrange's equations of a symmetric body that hangs by its end from a cart."""
     arm = params.pole_mass * params.pole_length / 2  # mass times the way from hinge to centre of mass
     sin, cos = jnp.sin(state.angle), jnp.cos(state.angle)
     mass, coupling = params.cart_mass + params.pole_mass, arm * cos
