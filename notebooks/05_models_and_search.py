@@ -233,8 +233,9 @@ for deviations, expected, color in ((1, 0.68, "tab:blue"), (2, 0.95, "tab:orange
     axes[1].axhline(expected, color=color, lw=1, ls="--")
 axes[1].set(title="truths near enough the prediction", ylim=(0, 1.05))
 axes[1].legend(frameon=False, loc="lower right")
+judged = np.asarray(metrics["plans_judged"]) > 0
 for name in ("promised", "earned"):
-    axes[2].plot(steps, metrics[name], label=name)
+    axes[2].plot(steps[judged], np.asarray(metrics[name])[judged], label=name)
 axes[2].set(title="return to the horizon of 30 steps")
 axes[2].legend(frameon=False)
 for ax in axes:

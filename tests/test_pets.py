@@ -509,13 +509,14 @@ def test_learns_to_stay_in_the_middle():
         total_timesteps=160,
         num_steps=20,
         gradient_steps=200,
+        learning_rate=3e-3,
         batch_size=32,
         horizon=4,
         population=32,
         buffer_size=256,
     )
     _, metrics = pets.train(KEY, setting)
-    assert metrics["episode_return"][-1] > -1.5
+    assert metrics["episode_return"][-1] > -1.0
     assert metrics["model_loss"][-1] < metrics["model_loss"][0]
     assert metrics["model_error"][-1] < metrics["model_error"][0]
 
@@ -587,7 +588,7 @@ BYTES.step = lambda key, state, action, params: (
         ({"elite_fraction": 2.0}, r"makes 128 elites, but there are no more than the population"),
         (
             {"learn_reward": False},
-            r"Pendulum-v1 has no method reward\(obs, action, next_obs, params\) that gives a number: give it one, or use",
+            r"Pendulum-v1 has no method reward\(obs, action, next_obs, params\) that gives a number: give it one",
         ),
         (
             {"env": Bandit(Box(-1.0, 1.0, (1,)), lambda action: action[0]), "learn_reward": False},
