@@ -311,7 +311,7 @@ axes[0].legend(frameon=False);
 
 # %%
 prices = {
-    "CEM": (cem, purerl.tuned("cem", "Pendulum-v1").replace(total_timesteps=10_000_000)),
+    "CEM": (cem, purerl.tuned("cem", "Pendulum-v1").replace(total_timesteps=20_000_000)),
     "PPO": (ppo, purerl.tuned("ppo", "Pendulum-v1").replace(total_timesteps=300_000)),
     "SAC": (sac, purerl.tuned("sac", "Pendulum-v1").replace(total_timesteps=20_000)),
 }

@@ -39,7 +39,7 @@ LIBRARIES = {
         ("sac-256",),
     ),
     "mbrl": Library(
-        ("mbrl==0.2.0", "torch==2.13.0"),
+        ("mbrl==0.2.0", "torch==2.13.0", "numpy<2"),
         (),
         ("mbrl", "torch", "gymnasium", "numpy", "hydra-core"),
         ("pets",),
