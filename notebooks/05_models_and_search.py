@@ -246,8 +246,8 @@ print(f"error of the model on steps that it had not seen, in standard units: {er
 
 # %% [markdown]
 # The figures in the middle and on the right are the ones to watch in this family. A planner looks for whatever the model
-# thinks is good and so finds its errors: at first it is promised a hundred more than it earns, and far fewer truths
-# lie near the prediction than should. Each mistake, once made, is data, and the next model knows better. In the end more
+# thinks is good and so finds its errors: at first it is promised 190 more than it earns, and far fewer truths lie
+# near the prediction than should. Each mistake, once made, is data, and the next model knows better. In the end more
 # truths lie within one deviation than the dashed line says: where nothing is left to chance, the networks keep a doubt that
 # is larger than their error. The drops on the right are fresh episodes, which start anywhere.
 #
@@ -300,8 +300,8 @@ axes[0].set_ylabel("angular velocity")
 axes[0].legend(frameon=False);
 
 # %% [markdown]
-# Early, the colours, one for each network, part within a few steps, and the truth runs outside of all of them: random actions
-# never made the pendulum this fast. The networks do not know the truth, but they know that they do not. In the end all fifty
+# Early, the colours, one for each network, part within a few steps, and only few trajectories of one of them come near the
+# truth: random actions never made the pendulum this fast. The networks do not know, but they know that they do not. In the end all fifty
 # trajectories stay with it for twenty steps, and then part for a good reason: the pendulum is near the top, from where
 # the smallest difference sends it to either side.
 #
@@ -335,5 +335,6 @@ ax.legend(frameon=False);
 # From right to left: a search that learns one number from a whole episode, a policy gradient that learns from each action
 # once, an actor-critic that learns from each transition many times, and a planner that learns what the world does. Each
 # step to the left costs ten times fewer samples and more thought for each: PETS spends a few milliseconds on every
-# single action, for good, while the others' policies answer at once. Where the env is fast, CEM's millions of steps take
-# a second; where it is a robot, 3,000 steps are two and a half minutes of its time.
+# single action, for good, while the others' policies answer at once. CEM is the least reliable as well: this seed's policy
+# fails now and then. Where the env is fast, its millions of steps take a few seconds; where it is a robot, 3,000 steps are
+# two and a half minutes of its time.
