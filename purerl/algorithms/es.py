@@ -16,7 +16,7 @@ pairs w + sigma xi, w - sigma xi (antithetic), of which the difference counts, w
 and each return is replaced by its rank, spread evenly over [-1/2, 1/2], so that no outlier outweighs all others. What
 rises then is the expected rank, another objective with the same order of candidates:
 
-    R_i <- rank of R_i / (population - 1) - 1/2                                           (section 2.1)-> centred_ranks
+    R_i <- rank of R_i / (population - 1) - 1/2                                    (section 2.1)      -> centred_ranks
 
 All candidates act greedily and side by side. They meet the same start states and the same chance (common random
 numbers), so that none is better by its luck alone; and each plays whole episodes, since to count episodes as they end
