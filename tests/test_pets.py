@@ -240,6 +240,12 @@ def test_errors_by_hand():
     assert told["within_1_std"] == np.mean(error <= std) and told["within_2_std"] == np.mean(error <= 2 * std)
     assert told["unforeseen_ends"] == 1
 
+    # With next to no variance of their own, what the networks disagree by is all that the ensemble doubts.
+    sure = jnp.array(W).at[:, :, 2:].set(0.0).at[:, 0, 2:].set(-10.0)
+    near = step._replace(final_obs=step.obs + 1.5, reward=jnp.array([0.8]))  # .25 and .05 off, of .75 and .25
+    told = pets.errors(state._replace(params=linear_params(sure)), near, setting)
+    assert told["within_1_std"] == 1
+
 
 def rollout(reward, terminated=(), truncated=()):
     mark = lambda where: jnp.zeros(len(reward), bool).at[jnp.array(where, int)].set(True)  # noqa: E731
