@@ -267,7 +267,7 @@ def imagined(state, obs, actions, key):
         action, noise = inputs
         seen = pets.normalize.normalize(state.obs_stats, obs)
         prediction = pets.predict(state.params, seen, jnp.broadcast_to(action, (*obs.shape[:2], 1)), config)
-        y = mean + std * (prediction.mean + jnp.exp(prediction.log_var / 2) * noise)
+        y = mean + std * (prediction.mean + jnp.sqrt(prediction.var) * noise)
         return obs + y[..., :3], obs + y[..., :3]
 
     start = jnp.broadcast_to(obs, (config.num_members, 10, 3))

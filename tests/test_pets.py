@@ -68,13 +68,13 @@ def test_predictions_and_bounds_by_hand():
     obs, action = jnp.array([[[2.0]], [[7.0]]]), jnp.array([[[0.5]], [[-1.0]]])
     prediction = pets.predict(linear_params(W), obs, action, setting)
     np.testing.assert_allclose(prediction.mean, [[[2.0, 1.0]], [[-1.0, -1.0]]], atol=1e-6)
-    np.testing.assert_allclose(prediction.log_var, [[[0.0, 1.0]], [[-1.0, 0.0]]], atol=1e-5)
+    np.testing.assert_allclose(jnp.log(prediction.var), [[[0.0, 1.0]], [[-1.0, 0.0]]], atol=1e-5)
     assert prediction.end_logit is None
 
 
 def test_log_variances_are_squeezed_between_the_bounds():
     params = linear_params(W, high=0.5, low=-10.0)
-    squeezed = pets.bounded(jnp.array([[-100.0, 100.0], [-3.0, 0.5], [-9.0, -10.0]]), params)
+    squeezed = jnp.log(pets.bounded(jnp.array([[-100.0, 100.0], [-3.0, 0.5], [-9.0, -10.0]]), params))
     softplus = lambda x: np.log1p(np.exp(x))  # noqa: E731
     high = 0.5 - softplus(0.5 - np.array([-3.0, 0.5, -9.0, -10.0]))
     expected = -10 + softplus(high + 10)
@@ -196,7 +196,7 @@ def test_known_noise_is_learned_within_ten_percent_and_the_mean_with_it():
     mean, std = pets.units(state)
     change = mean[0] + std[0] * prediction.mean[..., 0]
     np.testing.assert_allclose(change.mean(0), 1.5 * action[:, 0], atol=0.1)  # actions go to -3 and 3
-    deviation = std[0] * jnp.exp(prediction.log_var[..., 0] / 2)
+    deviation = std[0] * jnp.sqrt(prediction.var[..., 0])
     np.testing.assert_allclose(deviation.mean(), NOISE, rtol=0.1)
     np.testing.assert_allclose(deviation.mean(1), NOISE, rtol=0.15)
 
@@ -314,7 +314,7 @@ def test_trajectories_spread_by_the_noise_of_each_network():
     state = state._replace(params=linear_params(W)._replace(max_log_var=bounds + 1e-3, min_log_var=bounds - 1e-3))
     one = lambda key: pets.imagined_returns(key, jnp.array([3.0]), jnp.zeros((1, 2, 1)), state, setting)[0]  # noqa: E731
     returns = jax.vmap(one)(jax.random.split(KEY, 8_000))
-    scale = np.exp(pets.bounded(jnp.zeros(1), state.params)[0] / 2) * 2  # of a step's noise
+    scale = np.sqrt(pets.bounded(jnp.zeros(1), state.params)[0]) * 2  # of a step's noise
     np.testing.assert_allclose(returns.mean(), 18 + 3 * scale**2, rtol=0.02)
     # x1^2 + x2^2 of x1 = 3 + e1, x2 = x1 + e2: 12 e1 + 6 e2 and squares, of each network.
     variance = (12**2 + 6**2) * scale**2 + (2 * 4 + 2 + 4) * scale**4
