@@ -11,7 +11,7 @@ import pytest
 from purerl import envs, ppo
 from purerl.core import rollout
 from purerl.core.types import memoryless
-from purerl.envs.gymnax import BINARY_OBS
+from purerl.envs.gymnax import BINARY_OBS, REWARDS
 from tests.toy_envs import BROKEN, Chain
 
 KEY = jax.random.key(0)
@@ -175,6 +175,21 @@ def test_bits_lose_nothing(name):
     bits, floats = jax.lax.scan(step_both, start.state, jax.random.split(KEY, (50, 8)))[1]
     assert bits.dtype == bool and floats.dtype == jnp.float32
     np.testing.assert_array_equal(bits, floats)
+
+
+@pytest.mark.parametrize("name", sorted(REWARDS))
+def test_known_rewards_are_those_of_the_steps(name):
+    """Of 500 random steps, before any reset; with params of one's own as well."""
+    default = envs.make(name).default_params
+    own = default.replace(max_torque=1.5) if hasattr(default, "max_torque") else default.replace(torque_scale=3.0)
+    act = lambda key, obs: jax.random.uniform(key, (4, obs.shape[-1] // 4 or 1), minval=-1.5, maxval=1.5)  # noqa: E731
+    for params in (default, own):
+        setting = ppo.Config(env=name, env_params=params, num_envs=4)
+        env = envs.bind(setting)
+        _, steps, _ = rollout.unroll(KEY, env, env.reset(KEY), act, 125)
+        known = env.reward(steps.obs, steps.action, steps.final_obs)
+        np.testing.assert_allclose(known, steps.reward, rtol=1e-4, atol=1e-4)
+        assert np.std(steps.reward) > 0.05
 
 
 def test_params_per_env():

@@ -78,6 +78,25 @@ def test_dense_network():
     assert {"LayerNorm_0", "LayerNorm_1"} <= layers.keys()
 
 
+def test_small_products_are_sums():
+    """Products of a linear policy and their gradients are those of numpy, for any batch and a kernel for each."""
+    random = np.random.default_rng(0)
+    x, kernels, wanted = (random.normal(size=size) for size in ((3, 5, 4), (3, 4, 2), (3, 5, 2)))
+    layers = networks.Layers((), "tanh", 2)
+
+    def loss(kernel, x, wanted):
+        out = layers.apply({"params": {"Dense_0": {"kernel": kernel, "bias": jnp.array([1.0, -2.0])}}}, x)
+        return ((out - wanted) ** 2).sum() / 2, out
+
+    given = [jnp.asarray(x, jnp.float32) for x in (kernels, x, wanted)]
+    grads, out = jax.vmap(jax.grad(loss, has_aux=True))(*given)
+    expected = x @ kernels + [1.0, -2.0]
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(grads, x.swapaxes(1, 2) @ (expected - wanted), rtol=1e-4, atol=1e-5)
+    program = str(jax.make_jaxpr(jax.vmap(loss))(*given))
+    assert "dot_general" not in program
+
+
 @pytest.mark.parametrize("space", [Box(-1.0, 1.0, (2, 5)), Box(0, 255, (6, 5, 2), jnp.uint8), Discrete(7)], ids=str)
 def test_any_batch_axes(space):
     """`[T, N, ...]` at once gives what its rows give one by one, and the encoding is the network's own."""

@@ -593,8 +593,8 @@ BYTES.step = lambda key, state, action, params: (
         ({"elite_fraction": 0.01}, r"makes 1 elites, but a variance needs at least 2"),
         ({"elite_fraction": 2.0}, r"makes 128 elites, but there are no more than the population"),
         (
-            {"learn_reward": False},
-            r"Pendulum-v1 has no method reward\(obs, action, next_obs, params\) that gives a number: give it one",
+            {"env": "MountainCarContinuous-v0", "learn_reward": False},
+            r"MountainCarContinuous-v0 has no method reward\(obs, action, next_obs, params\) that gives a number: give",
         ),
         (
             {"env": Bandit(Box(-1.0, 1.0, (1,)), lambda action: action[0]), "learn_reward": False},

@@ -187,10 +187,15 @@ class Layers(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch_and_features"]) -> Float[Array, "*batch out"]:
-        activation, scaled = getattr(nn, self.activation), nn.initializers.constant  # `networks.init` draws the kernels
+        activation = getattr(nn, self.activation)
+
+        def dense(x: Array, size: int, scale: float, name: str | None = None) -> Array:
+            drawn_by_init = nn.initializers.constant(scale)
+            product = product_by_sums if x.shape[-1] * size <= 64 else None
+            return nn.Dense(size, kernel_init=drawn_by_init, name=name, dot_general=product)(x)
 
         def layer(x: Array, size: int, name: str | None = None) -> Array:
-            x = nn.Dense(size, kernel_init=scaled(2**0.5), name=name)(x)
+            x = dense(x, size, 2**0.5, name)
             return activation(nn.LayerNorm()(x) if self.layer_norm else x)
 
         batch = x.shape[: x.ndim - self.rank]
@@ -199,7 +204,17 @@ class Layers(nn.Module):
         x = x.reshape(*batch, -1)
         for size in self.hidden_sizes:
             x = layer(x, size)
-        return nn.Dense(self.num_outputs, kernel_init=scaled(self.head_scale))(x)
+        return dense(x, self.num_outputs, self.head_scale)
+
+
+def product_by_sums(
+    x: Float[Array, "*batch I"], kernel: Float[Array, "I O"], *_: Any, **__: Any
+) -> Float[Array, "*batch O"]:
+    """x @ kernel, for a layer of few numbers in place of jax.lax.dot_general.
+
+    Where each of a population has its own kernel, a CPU takes longer to call so many small products than for the sums.
+    """
+    return (x[..., None] * jnp.broadcast_to(kernel, (*x.shape, kernel.shape[1]))).sum(-2)
 
 
 def patches(images: Float[Array, "*batch height width channels"]) -> Float[Array, "*batch rows columns pixels"]:

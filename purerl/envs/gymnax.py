@@ -1,5 +1,6 @@
 """The suite of gymnax: classic control, bsuite, MinAtar and more, by their own names."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ PREFIX = ""
 class Gymnax:
     """A gymnax >= 1.0 `Environment` as an `Env`.
 
-    binary_obs: the observation holds only zeros and ones, and is handed on as bool.
+    binary_obs: the observation holds only zeros and ones, and is handed on as bool. reward: what `Env` says of it.
     """
 
-    def __init__(self, env: Any, binary_obs: bool = False):
+    def __init__(self, env: Any, binary_obs: bool = False, reward: Callable[..., Array] | None = None):
         self.env, self.default_params, self.binary_obs = env, env.default_params, binary_obs
+        if reward is not None:
+            self.reward = reward
 
     def observation_space(self, params: Any) -> Space:
         space = _space(self.env.observation_space(params), self.env)
@@ -66,6 +69,23 @@ class Gymnax:
         return obs.astype(jnp.int32 if numbered else _dtype(obs.dtype))
 
 
+def pendulum_reward(obs: Array, action: Array, next_obs: Array, params: Any) -> Array:
+    """Of Pendulum-v1: minus the angle^2, the velocity^2 / 10 and the torque^2 / 1000 that a step starts with."""
+    cos, sin, velocity = obs
+    torque = jnp.clip(action[0], -params.max_torque, params.max_torque)
+    return -(jnp.arctan2(sin, cos) ** 2) - 0.1 * velocity**2 - 0.001 * torque**2
+
+
+def reacher_reward(obs: Array, action: Array, next_obs: Array, params: Any) -> Array:
+    """Of Reacher-misc: exp(-d^2), d from where a step leads the tip of the arm to the goal; links are 1 long."""
+    cos, sin, _, goal = next_obs.reshape(4, 2)
+    return jnp.exp(-((cos.sum() - goal[0]) ** 2) - (sin.sum() - goal[1]) ** 2)
+
+
+# Of the envs whose observations say all that is paid for.
+REWARDS = {"Pendulum-v1": pendulum_reward, "Reacher-misc": reacher_reward}
+
+
 def names() -> list[str]:
     """Every name that `make` knows. Imports gymnax, which takes seconds."""
     from gymnax.registration import registered_envs
@@ -78,7 +98,7 @@ def make(name: str) -> Gymnax:
     import gymnax
 
     with jax.ensure_compile_time_eval():
-        return Gymnax(gymnax.make(name)[0], binary_obs=name in BINARY_OBS)
+        return Gymnax(gymnax.make(name)[0], binary_obs=name in BINARY_OBS, reward=REWARDS.get(name))
 
 
 def adapts(env: Any) -> bool:
