@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from purerl import cem, envs, pets
-from purerl.core import planning
+from purerl.core import ensemble, planning
 from purerl.core.types import Transition
 from purerl.envs import Box
 from tests import tiny
@@ -55,7 +55,7 @@ def linear_params(W, high=50.0, low=-50.0):
     """Of an ensemble of `Linear` networks `[M, D + A, outputs]`, with bounds so wide that they squeeze nothing."""
     W = jnp.asarray(W, jnp.float32)
     K = W.shape[2] // 2
-    return pets.Params({"params": {"body": {"W": W}}}, jnp.full(K, high), jnp.full(K, low))
+    return ensemble.Params({"params": {"body": {"W": W}}}, jnp.full(K, high), jnp.full(K, low))
 
 
 # Two networks that read (obs, action) and give two means and two log variances.
@@ -74,7 +74,7 @@ def test_predictions_and_bounds_by_hand():
 
 def test_log_variances_are_squeezed_between_the_bounds():
     params = linear_params(W, high=0.5, low=-10.0)
-    squeezed = jnp.log(pets.bounded(jnp.array([[-100.0, 100.0], [-3.0, 0.5], [-9.0, -10.0]]), params))
+    squeezed = jnp.log(ensemble.bounded(jnp.array([[-100.0, 100.0], [-3.0, 0.5], [-9.0, -10.0]]), params))
     softplus = lambda x: np.log1p(np.exp(x))  # noqa: E731
     high = 0.5 - softplus(0.5 - np.array([-3.0, 0.5, -9.0, -10.0]))
     expected = -10 + softplus(high + 10)
@@ -88,7 +88,7 @@ def batch(obs, action, change, reward, counts, terminated=None):
     steps = Transition(
         obs, jnp.array(action)[:, None], jnp.array(reward), ended, jnp.zeros(len(obs), bool), obs + change
     )
-    return pets.Datum(steps, jnp.array(counts))
+    return ensemble.Datum(steps, jnp.array(counts))
 
 
 DATA = batch([2.0, 7.0], [0.5, -1.0], [3.0, 5.0], [1.0, 2.0], [[1.0, 0.0], [2.0, 3.0]])
@@ -101,10 +101,10 @@ def test_loss_by_hand():
     (.5, 0) and (-1, 0), and it is (3, 1) and (5, 2).
     """
     setting = config(weight_decay=0.25)
-    obs, y = DATA.transition.obs, pets.targets(DATA.transition, setting)
+    obs, y = DATA.transition.obs, ensemble.targets(DATA.transition, setting)
     np.testing.assert_allclose(y, [[3.0, 1.0], [5.0, 2.0]])
     params = linear_params(W)
-    total, likelihood = pets.loss(params, obs, y, DATA, setting)
+    total, likelihood = ensemble.loss(params, obs, y, DATA, setting)
     first = [((1 + 0) + (0 + 1)) / 2, ((4 + 0) + (16 * np.exp(-3.5) + 3.5)) / 2]
     second = ((36 * np.exp(1) - 1) + (9 + 0)) / 2
     expected = (1 * first[0] + 2 * first[1]) / 2 + 3 * second / 2
@@ -120,16 +120,16 @@ def test_loss_of_the_end_by_hand():
     ends = jnp.array([[[0.5], [0.0]], [[0.0], [1.0]]])
     params = linear_params(W)._replace(weights={"params": {"body": {"W": jnp.concatenate([jnp.array(W), ends], 2)}}})
     data = data._replace(transition=data.transition._replace(truncated=jnp.array([False, True])))
-    obs, y = data.transition.obs, pets.targets(data.transition, setting)
-    _, without = pets.loss(linear_params(W), obs, y, data, config())
-    _, likelihood = pets.loss(params, obs, y, data, setting)
+    obs, y = data.transition.obs, ensemble.targets(data.transition, setting)
+    _, without = ensemble.loss(linear_params(W), obs, y, data, config())
+    _, likelihood = ensemble.loss(params, obs, y, data, setting)
     expected = (np.log1p(np.exp(-1.0)) + 2 * np.log1p(np.exp(3.5))) / 2 + 3 * np.log1p(np.exp(-1.0)) / 2
     np.testing.assert_allclose(likelihood - without, expected, rtol=1e-4)
 
 
 def test_bootstraps_are_poisson_numbers():
     """20,000 of each of two networks, which are independent."""
-    counts = np.asarray(pets.bootstrap(KEY, 20_000, config()))
+    counts = np.asarray(ensemble.bootstrap(KEY, 20_000, config()))
     assert counts.shape == (20_000, 2)
     for k in range(7):
         np.testing.assert_allclose((counts == k).mean(0), stats.poisson(1).pmf(k), atol=0.015)
@@ -140,7 +140,7 @@ def test_what_is_remembered():
     """A row holds a transition and its counts; statistics are those of all data, of y as well."""
     setting = config(env=Levers(), model_network=None)
     state = pets.init(KEY, setting)
-    rows = pets.replay.sample(KEY, state.replay, 200, pets.example(setting))
+    rows = pets.replay.sample(KEY, state.replay, 200, ensemble.example(setting))
     assert set(np.unique(rows.counts)) <= set(range(8)) and rows.counts.std() > 0
     np.testing.assert_allclose(
         rows.transition.final_obs[:, :2],
@@ -151,7 +151,7 @@ def test_what_is_remembered():
     everything = np.unique(np.asarray(rows.transition.obs), axis=0)
     assert len(everything) == 8
     np.testing.assert_allclose(state.obs_stats.mean, everything.mean(0), rtol=1e-4, atol=1e-5)
-    y = np.unique(np.asarray(pets.targets(rows.transition, setting)), axis=0)
+    y = np.unique(np.asarray(ensemble.targets(rows.transition, setting)), axis=0)
     np.testing.assert_allclose(state.target_stats.mean, y.mean(0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(pets.units(state)[1], y.std(0), rtol=1e-3, atol=1e-3)
     after, _ = pets.update(state, setting)
@@ -162,8 +162,8 @@ def test_units_there_and_back():
     """Standardised y has mean 0 and deviation 1 over all data."""
     setting = config(env=Levers(), model_network=None, learning_starts=32, total_timesteps=64)
     state = pets.init(KEY, setting)
-    rows = pets.replay.sample(KEY, state.replay, 2000, pets.example(setting)).transition
-    obs, y = pets.standardised(rows, state, setting)
+    rows = pets.replay.sample(KEY, state.replay, 2000, ensemble.example(setting)).transition
+    obs, y = ensemble.standardised(rows, state, setting)
     moving = np.array(state.target_stats.var) > 1e-6  # the label never changes
     np.testing.assert_allclose(y.mean(0)[moving], 0, atol=0.1)
     np.testing.assert_allclose(y.std(0)[moving], 1, rtol=0.1)
@@ -274,12 +274,12 @@ def exact(setting, high=-40.0):
 
     In their units: of y less (0, 1), over (2, 4), and of observations less 1, over 2.
     """
-    W = np.zeros((2, 2, 2 * pets.num_targets(setting)))
+    W = np.zeros((2, 2, 2 * ensemble.num_targets(setting)))
     W[:, 1, 0] = 1.5 / 2
     if setting.learn_reward:
         W[:, 1, 1] = 2.0 / 4
     params = linear_params(W, high, -60.0)
-    K = pets.num_targets(setting)
+    K = ensemble.num_targets(setting)
     obs_stats = pets.normalize.RunningStats(jnp.ones(1), jnp.full(1, 4.0), jnp.float32(1))
     target_stats = pets.normalize.RunningStats(jnp.array([0.0, 1.0])[:K], jnp.array([4.0, 16.0])[:K], jnp.float32(1))
     return pets.init(KEY, setting)._replace(params=params, obs_stats=obs_stats, target_stats=target_stats)
@@ -314,7 +314,7 @@ def test_trajectories_spread_by_the_noise_of_each_network():
     state = state._replace(params=linear_params(W)._replace(max_log_var=bounds + 1e-3, min_log_var=bounds - 1e-3))
     one = lambda key: pets.imagined_returns(key, jnp.array([3.0]), jnp.zeros((1, 2, 1)), state, setting)[0]  # noqa: E731
     returns = jax.vmap(one)(jax.random.split(KEY, 8_000))
-    scale = np.sqrt(pets.bounded(jnp.zeros(1), state.params)[0]) * 2  # of a step's noise
+    scale = np.sqrt(ensemble.bounded(jnp.zeros(1), state.params)[0]) * 2  # of a step's noise
     np.testing.assert_allclose(returns.mean(), 18 + 3 * scale**2, rtol=0.02)
     # x1^2 + x2^2 of x1 = 3 + e1, x2 = x1 + e2: 12 e1 + 6 e2 and squares, of each network.
     variance = (12**2 + 6**2) * scale**2 + (2 * 4 + 2 + 4) * scale**4
