@@ -18,7 +18,7 @@ FAMILIES = {
     "policy gradients": ("reinforce", "actor_critic", "a2c", "trpo", "ppo"),
     "continuous control": ("ddpg", "td3", "sac", "discrete_sac"),
     "without a gradient": ("cem", "es"),
-    "with a model": ("dyna_q", "pets"),
+    "with a model": ("dyna_q", "pets", "mbpo"),
 }
 ALGORITHMS = tuple(name for family in FAMILIES.values() for name in family)
 

@@ -319,8 +319,9 @@ def wide(num_outputs: int) -> Own:
 
 
 def own_kernels(state: Any) -> list[Any]:
-    """The hidden kernels of all `Own` networks in a state's params; that of an ensemble is one of more axes."""
-    leaves = jax.tree_util.tree_leaves_with_path(state.params)
+    """The hidden kernels of all `Own` networks in a state's weights; that of an ensemble is one of more axes."""
+    model = state.model.params if hasattr(state, "model") else ()
+    leaves = jax.tree_util.tree_leaves_with_path((state.params, model))
     return [x for path, x in leaves if "['own_hidden']['kernel']" in jax.tree_util.keystr(path)]
 
 

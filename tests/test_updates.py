@@ -475,6 +475,8 @@ def test_an_update_goes_on_where_the_last_one_stopped(name: str) -> None:
     assert state.updates == 2
     if hasattr(state, "opt_state"):
         gradient_steps = math.prod(getattr(config, phase, 1) for phase in PHASES)
+        if hasattr(config, "policy_steps"):  # for each env step; the other gradient steps are the model's
+            gradient_steps = config.num_steps * config.policy_steps
         # A model may have learned from what the memory was filled with.
         before, after = (optax.tree.get_all_with_path(x.opt_state, "count") for x in (start, state))
         counts = [last - first for (_, first), (_, last) in zip(before, after, strict=True)]

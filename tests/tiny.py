@@ -83,17 +83,34 @@ FIELDS["pets"] = {
     "planning_iterations": 2,
     "total_timesteps": 32,
 }
+FIELDS["mbpo"] = {
+    "num_steps": 6,
+    "learning_starts": 8,
+    "gradient_steps": 2,
+    "batch_size": 4,
+    "buffer_size": 64,
+    "num_members": 2,
+    "hidden_sizes": (8,),
+    "num_rollouts": 6,
+    "rollout_length": 2,
+    "imagined_size": 24,
+    "real_fraction": 0.5,
+    "policy_steps": 2,
+    "total_timesteps": 32,
+    **_SMALL_TOWERS,
+}
 # Another value of a static field, where a rule cannot guess one; and the switch under which a field is read at all.
 _CONTINUOUS = {"env": "MountainCarContinuous-v0"}
 OTHERS = {
     **dict.fromkeys(("ddpg", "td3", "sac"), _CONTINUOUS),
     "cem": {"elite_fraction": 0.75},
     "pets": {**_CONTINUOUS, "elite_fraction": 0.5},
+    "mbpo": {**_CONTINUOUS, "real_fraction": 0.25},
     "linear_q": {"obs_low": (-2.0, -0.1), "obs_high": (1.0, 0.1)},
 }
 _LONG = {"num_steps": 500, "total_timesteps": 4000}  # as long as an episode may last
 READ_UNDER = {
-    "pets": {"learn_reward": {"env": "control/cartpole_swingup"}},
+    **{name: {"learn_reward": {"env": "control/cartpole_swingup"}} for name in ("pets", "mbpo")},
     "linear_q": {"fourier_order": {"features": "fourier"}},
     "reinforce": {"reward_to_go": {"episodes": "complete", **_LONG}, "episodes": _LONG},
     "dyna_q": {"kappa": {"planning": "bonus"}, "threshold": {"planning": "prioritized"}},

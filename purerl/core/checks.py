@@ -236,6 +236,22 @@ def in_pairs(config: Any) -> None:
         raise ValueError(f"Candidates come in pairs, so population must be even, but is {config.population}.")
 
 
+def a_part(config: Any, field: str) -> None:
+    """Raises ValueError where a static number is not a part of a whole, in [0, 1]."""
+    if not 0 <= (value := getattr(config, field)) <= 1:
+        raise ValueError(f"{field} must be a number in [0, 1], but is {value!r}.")
+
+
+def rollouts_fit(config: Any) -> None:
+    """Raises ValueError where what is imagined at once does not fit into imagined_size."""
+    num = config.rollouts_a_network * config.num_members * config.rollout_length
+    if num > config.imagined_size:
+        raise ValueError(
+            f"imagined_size = {config.imagined_size} is smaller than the {num} transitions that num_rollouts = "
+            f"{config.num_rollouts} of rollout_length = {config.rollout_length} make at once: raise it, or lower them."
+        )
+
+
 def first_batch_fits(config: Any) -> None:
     """Raises ValueError where the first batch is larger than what the memory holds by then."""
     if config.batch_size > config.prefill_steps:

@@ -86,7 +86,8 @@ def _pack(batch: Any) -> UInt32[Array, "B words"]:
 def _unpack(rows: UInt32[Array, "B words"], example: Any) -> Any:
     leaves, structure = jax.tree.flatten(example)
     num_wide = sum(math.prod(leaf.shape) for leaf in leaves if _bytes(leaf) == 4)
-    octets = jax.lax.bitcast_convert_type(rows[:, num_wide:], jnp.uint8).reshape(rows.shape[0], -1)
+    num, words = rows.shape
+    octets = jax.lax.bitcast_convert_type(rows[:, num_wide:], jnp.uint8).reshape(num, 4 * (words - num_wide))
     offset = {4: 0, 1: 0}
     unpacked = []
     for leaf in leaves:
