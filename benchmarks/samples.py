@@ -1,6 +1,6 @@
-"""What a solved Pendulum costs in env steps: PETS, SAC, PPO and CEM, from the curves that `benchmarks.learning` wrote.
+"""What a solved Pendulum costs in env steps: MBPO, PETS, SAC, PPO and CEM, from what `benchmarks.learning` wrote.
 
-    python -m benchmarks.learning pets Pendulum-v1 sac Pendulum-v1 ppo Pendulum-v1 cem Pendulum-v1
+    python -m benchmarks.learning mbpo Pendulum-v1 pets Pendulum-v1 sac Pendulum-v1 ppo Pendulum-v1 cem Pendulum-v1
     python -m benchmarks.samples                      nothing is trained: picture and table from those curves
 
 Each curve is the mean over seeds of the returns while learning, exploration included. A method's price is where that
@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from benchmarks import provenance
 from purerl import plot
 
-METHODS = ("pets", "sac", "ppo", "cem")
+METHODS = ("mbpo", "pets", "sac", "ppo", "cem")
 ENV = "Pendulum-v1"
 LEVELS = (-400.0, -300.0, -250.0, -200.0)
 LEAST_OVER_SAC = 2.0
