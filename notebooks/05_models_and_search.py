@@ -32,7 +32,7 @@ from IPython.display import Image, display
 from matplotlib.animation import FuncAnimation, PillowWriter
 
 import purerl
-from purerl import cem, dyna_q, envs, es, evaluate, pets, plot, ppo, sac
+from purerl import cem, dyna_q, envs, es, evaluate, mbpo, pets, plot, ppo, sac
 
 key = jax.random.key(0)
 folder = Path(tempfile.mkdtemp())
@@ -300,20 +300,23 @@ axes[0].set_ylabel("angular velocity")
 axes[0].legend(frameon=False);
 
 # %% [markdown]
-# Early, the colours, one for each network, part within a few steps, and only few trajectories of one of them come near the
-# truth: random actions never made the pendulum this fast. The networks do not know, but they know that they do not. In the end all fifty
-# trajectories stay with it for twenty steps, and then part for a good reason: the pendulum is near the top, from where
+# Early, the colours, one for each network, part within a few steps, and most trajectories stay behind the truth: random
+# actions never made the pendulum this fast. The networks do not know, but they know that they do not. In the end all fifty
+# trajectories stay with it for some fifteen steps, and then part for a good reason: the pendulum nears the top, from where
 # the smallest difference sends it to either side.
 #
 # ## What an answer costs
 #
-# Pendulum is now solved in four ways. The price of each, in env steps:
+# A plan is thought anew at each step. **MBPO** has the same ensemble make data instead: rollouts of three steps, which branch
+# off from states that were really seen, and SAC learns from those, ten gradient steps for each step in the env. That makes
+# five ways to solve Pendulum. The price of each, in env steps:
 
 # %%
 prices = {
     "CEM": (cem, purerl.tuned("cem", "Pendulum-v1").replace(total_timesteps=20_000_000)),
     "PPO": (ppo, purerl.tuned("ppo", "Pendulum-v1").replace(total_timesteps=300_000)),
     "SAC": (sac, purerl.tuned("sac", "Pendulum-v1").replace(total_timesteps=20_000)),
+    "MBPO": (mbpo, purerl.tuned("mbpo", "Pendulum-v1").replace(total_timesteps=3_000)),
 }
 curves = {"PETS": (metrics, config, state, pets)}
 for name, (algorithm, setting) in prices.items():
@@ -333,8 +336,8 @@ ax.legend(frameon=False);
 
 # %% [markdown]
 # From right to left: a search that learns one number from a whole episode, a policy gradient that learns from each action
-# once, an actor-critic that learns from each transition many times, and a planner that learns what the world does. Each
-# step to the left costs ten times fewer samples and more thought for each: PETS spends a few milliseconds on every
-# single action, for good, while the others' policies answer at once. CEM is the least reliable as well: this seed's policy
+# once, an actor-critic that learns from each transition many times, and two that learn what the world does. Fewer
+# samples mean more thought for each: PETS spends a few milliseconds on every single action, for good, while the others'
+# policies answer at once, and MBPO's thinking ends with its training. CEM is the least reliable as well: this seed's policy
 # fails now and then. Where the env is fast, its millions of steps take a few seconds; where it is a robot, 3,000 steps are
 # two and a half minutes of its time.

@@ -18,6 +18,7 @@ from tests.test_off_policy import Linear
 from tests.toy_envs import Bandit, Levers
 
 KEY = jax.random.key(0)
+init, update = jax.jit(pets.init), jax.jit(pets.update)
 
 
 class Pushed:
@@ -139,7 +140,7 @@ def test_bootstraps_are_poisson_numbers():
 def test_what_is_remembered():
     """A row holds a transition and its counts; statistics are those of all data, of y as well."""
     setting = config(env=Levers(), model_network=None)
-    state = pets.init(KEY, setting)
+    state = init(KEY, setting)
     rows = pets.replay.sample(KEY, state.replay, 200, ensemble.example(setting))
     assert set(np.unique(rows.counts)) <= set(range(8)) and rows.counts.std() > 0
     np.testing.assert_allclose(
@@ -154,14 +155,14 @@ def test_what_is_remembered():
     y = np.unique(np.asarray(ensemble.targets(rows.transition, setting)), axis=0)
     np.testing.assert_allclose(state.target_stats.mean, y.mean(0), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(pets.units(state)[1], y.std(0), rtol=1e-3, atol=1e-3)
-    after, _ = pets.update(state, setting)
+    after, _ = update(state, setting)
     assert after.replay.size == after.obs_stats.num == 14
 
 
 def test_units_there_and_back():
     """Standardised y has mean 0 and deviation 1 over all data."""
     setting = config(env=Levers(), model_network=None, learning_starts=32, total_timesteps=64)
-    state = pets.init(KEY, setting)
+    state = init(KEY, setting)
     rows = pets.replay.sample(KEY, state.replay, 2000, ensemble.example(setting)).transition
     obs, y = ensemble.standardised(rows, state, setting)
     moving = np.array(state.target_stats.var) > 1e-6  # the label never changes
@@ -184,7 +185,7 @@ def learned():
         hidden_sizes=(32,),
         num_members=4,
     )
-    state = pets.init(KEY, setting)
+    state = init(KEY, setting)
     return jax.jit(lambda state: pets.fit(KEY, state, setting))(state)[0], setting
 
 
@@ -229,7 +230,7 @@ def test_calibration_on_fresh_steps():
 def test_errors_by_hand():
     """Means of the two networks (2, 1), (.5, .5), of variances (1, e) and (e^.5, 1), where it is (3, 1)."""
     setting = config()
-    state = pets.init(KEY, setting)._replace(params=linear_params(W))
+    state = init(KEY, setting)._replace(params=linear_params(W))
     state = state._replace(obs_stats=pets.normalize.init_stats((1,)), target_stats=pets.normalize.init_stats((2,)))
     step = jax.tree.map(lambda x: x[:1], DATA.transition)._replace(terminated=jnp.array([True]))
     told = pets.errors(state, step, setting)
@@ -282,7 +283,7 @@ def exact(setting, high=-40.0):
     K = ensemble.num_targets(setting)
     obs_stats = pets.normalize.RunningStats(jnp.ones(1), jnp.full(1, 4.0), jnp.float32(1))
     target_stats = pets.normalize.RunningStats(jnp.array([0.0, 1.0])[:K], jnp.array([4.0, 16.0])[:K], jnp.float32(1))
-    return pets.init(KEY, setting)._replace(params=params, obs_stats=obs_stats, target_stats=target_stats)
+    return init(KEY, setting)._replace(params=params, obs_stats=obs_stats, target_stats=target_stats)
 
 
 def test_imagined_returns_by_hand():
@@ -474,7 +475,7 @@ def test_planning_in_the_true_pendulum_solves_it():
 def test_a_plan_ends_with_its_episode():
     """After the second of three steps the time limit starts a fresh plan, which has made one step since."""
     setting = config(env=Pushed(limit=2), num_steps=3, total_timesteps=32)
-    state = pets.init(KEY, setting)._replace(plan=jnp.full((3, 1), 0.5))
+    state = init(KEY, setting)._replace(plan=jnp.full((3, 1), 0.5))
     starts = []
     real = pets.search
 
@@ -530,11 +531,11 @@ def test_learns_to_stay_in_the_middle():
 def test_the_networks_of_a_state_are_trained_in_its_units():
     """One update with new data: training comes after the statistics have moved, and the last steps are in it."""
     setting = config(model_network=None)
-    state = pets.init(KEY, setting)
-    after, _ = pets.update(state, setting)
+    state = init(KEY, setting)
+    after, _ = update(state, setting)
     key, act_key, count_key, fit_key = jax.random.split(state.key, 4)
-    collected, steps, _, _ = pets.collect(act_key, state, setting)
-    expected, _ = pets.fit(fit_key, pets.remember(count_key, collected, steps, setting), setting)
+    collected, steps, _, _ = jax.jit(pets.collect)(act_key, state, setting)
+    expected, _ = jax.jit(pets.fit)(fit_key, pets.remember(count_key, collected, steps, setting), setting)
     for x, y in zip(*map(tiny.arrays, (after, expected._replace(key=key, updates=jnp.int32(1)))), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
