@@ -12,7 +12,7 @@ from purerl import envs, ppo
 from purerl.core import rollout
 from purerl.core.types import memoryless
 from purerl.envs.gymnax import BINARY_OBS, REWARDS
-from tests.toy_envs import BROKEN, Chain
+from tests.toy_envs import BROKEN, Chain, Levers
 
 KEY = jax.random.key(0)
 CHAIN = Chain()
@@ -190,6 +190,29 @@ def test_known_rewards_are_those_of_the_steps(name):
         known = env.reward(steps.obs, steps.action, steps.final_obs)
         np.testing.assert_allclose(known, steps.reward, rtol=1e-4, atol=1e-4)
         assert np.std(steps.reward) > 0.05
+
+
+def test_rewards_are_known_of_gymnaxs_own_objects():
+    """Of one that derives from them nothing is known."""
+    import gymnax
+    from gymnax.environments.classic_control.pendulum import Pendulum
+
+    class Other(Pendulum):
+        pass
+
+    assert hasattr(envs.make(gymnax.make("Pendulum-v1")[0]), "reward")
+    assert not hasattr(envs.make(Other()), "reward") and not hasattr(envs.make("CartPole-v1"), "reward")
+
+
+@pytest.mark.parametrize("one", [1, True, np.int32(1), np.float64(1)])
+def test_a_reward_of_another_kind_is_a_float(one):
+    class Pays(Levers):
+        def reward(self, obs, action, next_obs, params):
+            return one
+
+    env = envs.bind(ppo.Config(env=Pays()))
+    reward = env.reward(jnp.zeros((3, 4)), jnp.zeros((3, 2)), jnp.zeros((3, 4)))
+    assert reward.dtype == jnp.float32 and reward.tolist() == [1.0, 1.0, 1.0]
 
 
 def test_params_per_env():

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from purerl import mbpo, sac
@@ -31,10 +32,10 @@ def state_and_config(**fields: Any) -> tuple[Any, Any]:
 
 
 class Pays(Pushed):
-    """It pays a hundred times the new observation, and ten times the action in its own units, of -3 to 3."""
+    """It pays for what was observed, a hundred times what is, and ten times the action in its units, of -3 to 3."""
 
     def __init__(self) -> None:
-        super().__init__(reward=lambda obs, action, next_obs: 100 * next_obs[0] + 10 * action[0])
+        super().__init__(reward=lambda obs, action, next_obs: obs[0] + 100 * next_obs[0] + 10 * action[0])
 
 
 def knowing(state: Any, setting: Any, kernel: Any, **bounds: float) -> Any:
@@ -49,8 +50,9 @@ def knowing(state: Any, setting: Any, kernel: Any, **bounds: float) -> Any:
 
 
 def gains(K: int, extra: int = 0) -> np.ndarray:
-    """Networks that add a and 10 a to an observation and promise rewards of 1 + a and 1 + 10 a, without noise."""
+    """Networks that add (s - 1) / 5 + a and (s - 1) / 5 + 10 a to s and pay 1 + a and 1 + 10 a, without noise."""
     kernel = np.zeros((2, 2, 2 * K + extra))
+    kernel[:, 0, 0] = 0.3
     kernel[:, 1, 0] = 1 / 2, 10 / 2
     if K > 1:
         kernel[:, 1, 1] = 1 / 4, 10 / 4
@@ -78,7 +80,7 @@ def imagined(state: Any, setting: Any) -> tuple[Transition, Any]:
 
 def test_rollouts_by_hand() -> None:
     """From real observations on, by the policy's draws, with each network's own change and reward."""
-    state, setting = state_and_config(model_network=Linear, num_rollouts=9)
+    state, setting = state_and_config(env=Pushed(limit=1), model_network=Linear, num_rollouts=9)
     state = knowing(state, setting, gains(2))
     steps, metrics = imagined(state, setting)
     assert steps.reward.shape == (2, 2, 5)
@@ -87,7 +89,8 @@ def test_rollouts_by_hand() -> None:
     np.testing.assert_array_equal(steps.obs[1], steps.final_obs[0])
     gain = np.array([1.0, 10.0])[None, :, None]
     change = steps.final_obs[..., 0] - steps.obs[..., 0]
-    np.testing.assert_allclose(change, gain * steps.action[..., 0], atol=1e-4)
+    drift = (steps.obs[..., 0] - 1) / 5
+    np.testing.assert_allclose(change, drift + gain * steps.action[..., 0], atol=1e-4)
     np.testing.assert_allclose(steps.reward, 1 + gain * steps.action[..., 0], atol=1e-4)
     assert not steps.terminated.any() and not steps.truncated.any()
     assert len(np.unique(steps.action)) == 20 and np.abs(steps.action).max() < 1
@@ -100,27 +103,47 @@ def test_actions_of_rollouts_are_the_policys_where_they_are() -> None:
     state = knowing(state, setting, gains(2))
     steps, _ = imagined(state, setting)
     np.testing.assert_allclose(steps.action, np.tanh(2 * (steps.obs - 1) / 3), atol=1e-4)
+    action = mbpo.policy(state, setting)(KEY, jnp.array([0.25]))
+    np.testing.assert_allclose(action, 3 * np.tanh(2 * (0.25 - 1) / 3), rtol=1e-4)  # in the env's units
 
 
 def test_rewards_that_the_env_says() -> None:
     state, setting = state_and_config(env=Pays(), learn_reward=False, model_network=Linear)
     state = knowing(state, setting, gains(1))
     steps, _ = imagined(state, setting)
-    np.testing.assert_allclose(steps.reward, 100 * steps.final_obs[..., 0] + 30 * steps.action[..., 0], rtol=1e-4)
+    expected = steps.obs[..., 0] + 100 * steps.final_obs[..., 0] + 30 * steps.action[..., 0]
+    np.testing.assert_allclose(steps.reward, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("logit", [-1.0, 1.0])
+@pytest.mark.parametrize("logit", [-1e4, 1e4])
 def test_a_rollout_that_ends_begins_anew(logit: float) -> None:
-    """Where an end is more likely than not it has come, and the next step is from the first observation again."""
-    state, setting = state_and_config(model_network=Linear, learn_end=True)
+    """By actions of one sign; the next step is from the first observation again, also after an end in the middle."""
+    state, setting = state_and_config(
+        model_network=Linear, learn_end=True, num_rollouts=40, rollout_length=3, imagined_size=120
+    )
     kernel = gains(2, extra=1)
     kernel[:, 1, 4] = logit
     steps, _ = imagined(knowing(state, setting, kernel), setting)
     ends = logit * steps.action[..., 0] > 0
     np.testing.assert_array_equal(steps.terminated, ends)
-    assert 0 < ends[0].mean() < 1
-    expected = np.where(ends[0][..., None], steps.obs[0], steps.final_obs[0])
-    np.testing.assert_array_equal(steps.obs[1], expected)
+    assert 0 < ends[0].mean() < 1 and (~ends[0] & ends[1]).any()
+    expected = np.where(ends[:-1, ..., None], steps.obs[:1], steps.final_obs[:-1])
+    np.testing.assert_array_equal(steps.obs[1:], expected)
+
+
+def test_ends_come_with_their_chance() -> None:
+    """A quarter, by a logit of -log 3 where the observation is 4, from where nothing moves."""
+    state, setting = state_and_config(model_network=Linear, learn_end=True, num_rollouts=4_000, imagined_size=8_000)
+    kernel = np.zeros((2, 2, 5))
+    kernel[:, 0, 4] = -np.log(3)
+    state = knowing(state, setting, kernel)
+    four = jnp.full((1, 1), 4.0)
+    step = Transition(four, four / 8, four[0], jnp.zeros(1, bool), jnp.zeros(1, bool), four)
+    datum = ensemble.Datum(step, jnp.ones((1, 2)))
+    held = replay.add(replay.init(64, ensemble.example(setting)), datum)
+    steps, _ = imagined(state._replace(model=state.model._replace(replay=held)), setting)
+    assert (steps.obs == 4).all()
+    np.testing.assert_allclose(steps.terminated.mean(), 0.25, atol=0.02)
 
 
 def test_noise_of_rollouts_is_the_networks() -> None:
@@ -130,7 +153,8 @@ def test_noise_of_rollouts_is_the_networks() -> None:
     steps, _ = imagined(state, setting)
     change, reward = steps.final_obs[..., 0] - steps.obs[..., 0], steps.reward - 1
     np.testing.assert_allclose([change.std() / 2, reward.std() / 4], [3.0, 3.0], rtol=0.03)
-    assert np.abs(np.corrcoef([*change.reshape(2, -1), *reward.reshape(2, -1)]) - np.eye(4)).max() < 0.06
+    rows = [*change.reshape(4, -1), *reward.reshape(4, -1)]  # of each step and each network
+    assert np.abs(np.corrcoef(rows) - np.eye(8)).max() < 0.08
 
 
 def test_batches_mix_real_and_imagined() -> None:
@@ -138,12 +162,12 @@ def test_batches_mix_real_and_imagined() -> None:
     state, setting = state_and_config(batch_size=8, real_fraction=0.25)
     env = mbpo.envs.bind(setting)
     x = 20.0 + jnp.arange(12.0)[:, None]
-    fake = Transition(x, x / 1000, x[:, 0], jnp.ones(12, bool), jnp.zeros(12, bool), x + 1)
+    made_up = Transition(x, x / 1000, x[:, 0], jnp.ones(12, bool), jnp.zeros(12, bool), x + 1)
     stats = normalize.RunningStats(jnp.array([2.0]), jnp.array([16.0]), jnp.float32(5))
-    memory = replay.add(replay.init(24, env.transition), fake)
+    memory = replay.add(replay.init(24, env.transition), made_up)
     state = state._replace(imagined=memory, model=state.model._replace(obs_stats=stats))
-    seen = []
-    for key in jax.random.split(KEY, 20):
+    seen, lived = [], []
+    for key in jax.random.split(KEY, 30):
         batch = mbpo.draw_batch(key, state, setting)
         assert batch.reward.shape == (8,) and not batch.terminated[:2].any() and batch.terminated[2:].all()
         np.testing.assert_allclose(batch.obs[2:, 0] * 4 + 2, batch.reward[2:], rtol=1e-5)
@@ -151,7 +175,8 @@ def test_batches_mix_real_and_imagined() -> None:
         moved = (batch.final_obs - batch.obs)[:2, 0] * 4
         np.testing.assert_allclose(moved, 1.5 * batch.action[:2, 0], atol=1e-4)
         seen += [*np.asarray(batch.reward[2:])]
-    assert len(set(seen)) == 12
+        lived += [*np.asarray(batch.reward[:2])]
+    assert len(set(seen)) == 12 and len(set(lived)) == 8
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0])
@@ -196,6 +221,31 @@ def test_gradient_steps_are_those_of_sac(learn_alpha: bool, monkeypatch: pytest.
             np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7, err_msg=name)
 
 
+def test_how_it_starts() -> None:
+    """Two critics that differ, targets like them, alpha of the Config, networks that differ, and have learned."""
+    state, setting = state_and_config(alpha=0.3)
+    np.testing.assert_allclose(state.params.log_alpha, np.log(0.3), rtol=1e-6)
+    tiny.assert_same_bits(state.target_critic, state.params.critic)
+    fresh = ensemble.init(KEY, setting)
+    for weights in (state.params.critic, fresh.params.weights):
+        kernels = [x for x in tiny.arrays(weights) if x.ndim == 3]
+        assert len(kernels) == 2 and all((x[0] != x[1]).any() for x in kernels)
+    np.testing.assert_array_equal([fresh.params.max_log_var, fresh.params.min_log_var], [[0.5] * 2, [-10.0] * 2])
+    counts = optax.tree.get_all_with_path(state.model.opt_state, "count")
+    assert [count for _, count in counts] == [setting.gradient_steps]
+    assert state.imagined.size == 0 and state.model.replay.size == 8
+
+
+def test_acting_explores_each_dimension_by_itself() -> None:
+    """So do rollouts and the policy: a fresh actor's actions spread and are not alike."""
+    state, setting = state_and_config(env=Levers())
+    _, steps, _ = jax.jit(mbpo.collect)(KEY, state, setting)
+    drawn = jax.vmap(lambda key: mbpo.policy(state, setting, deterministic=False)(key, steps.obs[0]))
+    dreamt, _ = imagined(state, setting)
+    for actions in (steps.action, dreamt.action.reshape(-1, 2), drawn(jax.random.split(KEY, 8))):
+        assert np.std(actions, 0).min() > 0.2 and np.abs(np.diff(actions)).min() > 1e-4
+
+
 def test_an_update_part_by_part() -> None:
     """Acting, the model's errors before its training, its training, what it then imagines, and SAC's steps on that."""
     state, setting = state_and_config()
@@ -219,12 +269,12 @@ def test_an_update_part_by_part() -> None:
 
 def test_learn_takes_policy_steps_for_each_env_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each with a key and noise of its own; metrics are their means."""
-    state, setting = state_and_config()
+    state, setting = state_and_config(batch_size=8, real_fraction=0.25, policy_steps=40)
     seen: list[Any] = []
 
     def gradient_step(key: Any, noise: Any, state: Any, config: Any) -> Any:
         data = jax.random.key_data(key)
-        jax.debug.callback(lambda k, x: seen.append((tuple(k.tolist()), float(x.sum()))), data, noise)
+        jax.debug.callback(lambda k, x: seen.append((tuple(k.tolist()), x)), data, noise)
         state = state._replace(updates=state.updates + 1)
         return state, {"step": state.updates}
 
@@ -232,8 +282,10 @@ def test_learn_takes_policy_steps_for_each_env_step(monkeypatch: pytest.MonkeyPa
     after, metrics = mbpo.learn(KEY, state, setting)
     jax.effects_barrier()
     num = setting.num_steps * setting.policy_steps
-    assert after.updates == num and metrics["step"] == (num + 1) / 2
-    assert len({key for key, _ in seen}) == len({noise for _, noise in seen}) == num
+    assert after.updates == num and metrics["step"] == pytest.approx((num + 1) / 2)
+    noise = np.array([x for _, x in seen])
+    assert len({key for key, _ in seen}) == num and len(np.unique(noise)) == noise.size == num * 16
+    np.testing.assert_allclose([noise.mean(), noise.std()], [0.0, 1.0], atol=0.07)
 
 
 def test_learns_to_stay_in_the_middle() -> None:
@@ -273,8 +325,20 @@ def test_learns_to_stay_in_the_middle() -> None:
         ({"env": "MountainCarContinuous-v0", "learn_reward": False}, r"Continuous-v0 has no method reward\(obs"),
         ({"rollout_length": 0}, r"rollout_length must be at least 1, but is 0"),
         ({"real_fraction": 1.5}, r"real_fraction must be a number in \[0, 1\], but is 1.5"),
+        ({"env": Levers(low=(-np.inf, 0.0))}, r"needs finite bounds in .*has \[-inf, 2\] in dimension 0"),
+        (
+            {"real_fraction": 0.05, "batch_size": 8},
+            r"real_fraction = 0.05 of batch_size = 8 is 0 transitions when",
+        ),
+        (
+            {"real_fraction": 0.95, "batch_size": 8},
+            r"real_fraction = 0.95 of batch_size = 8 is 8 transitions when",
+        ),
         ({"real_fraction": float("nan")}, r"real_fraction must be a number in \[0, 1\], but is nan"),
-        ({"imagined_size": 2_999}, r"imagined_size = 2999 is smaller than the 3000 .*num_rollouts = 1000 of rollout_l"),
+        (
+            {"imagined_size": 3_000, "num_rollouts": 1_001},
+            r"imagined_size = 3000 is smaller than the 3015 .*num_rollouts = 1001 of .* each of 5 networks",
+        ),
         ({"learning_starts": 1}, r"batch_size = 128 is larger than learning_starts = 1"),
         ({"total_timesteps": 220}, r"total_timesteps = 220 is less than the 250 env steps of the first update"),
         ({"batch_size": 20_000}, r"buffer_size = 10000 is smaller than batch_size = 20000"),

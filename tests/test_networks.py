@@ -82,7 +82,7 @@ def test_small_products_are_sums():
     """Products of a linear policy and their gradients are those of numpy, for any batch and a kernel for each."""
     random = np.random.default_rng(0)
     x, kernels, wanted = (random.normal(size=size) for size in ((3, 5, 4), (3, 4, 2), (3, 5, 2)))
-    layers = networks.Layers((), "tanh", 2)
+    layers = networks.Layers((), "tanh", 2, by_sums=True)
 
     def loss(kernel, x, wanted):
         out = layers.apply({"params": {"Dense_0": {"kernel": kernel, "bias": jnp.array([1.0, -2.0])}}}, x)
@@ -93,8 +93,10 @@ def test_small_products_are_sums():
     expected = x @ kernels + [1.0, -2.0]
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(grads, x.swapaxes(1, 2) @ (expected - wanted), rtol=1e-4, atol=1e-5)
-    program = str(jax.make_jaxpr(jax.vmap(loss))(*given))
-    assert "dot_general" not in program
+    assert "dot_general" not in str(jax.make_jaxpr(jax.vmap(loss))(*given))
+    wide = networks.Layers((40,), "tanh", 2, by_sums=True)
+    program = jax.make_jaxpr(lambda x: wide.init_with_output(KEY, x)[0])(given[1])
+    assert str(program).count("dot_general[") == 2
 
 
 @pytest.mark.parametrize("space", [Box(-1.0, 1.0, (2, 5)), Box(0, 255, (6, 5, 2), jnp.uint8), Discrete(7)], ids=str)

@@ -565,6 +565,7 @@ def test_ends_that_are_not_learned_are_told():
     assert "unforeseen_ends" not in metrics and metrics["end_error"][-1] < 0.2
 
 
+KEYED = Pushed(reward=lambda obs, action, next_obs: {}["pay"])
 BYTES = Bandit(Box(-1.0, 1.0, (1,)), lambda action: action[0])
 BYTES.observation_space = lambda params: Box(0, 255, (4, 4, 1), jnp.uint8)
 BYTES.reset = lambda key, params: (jnp.zeros((4, 4, 1), jnp.uint8), ())
@@ -601,6 +602,7 @@ BYTES.step = lambda key, state, action, params: (
             {"env": Bandit(Box(-1.0, 1.0, (1,)), lambda action: action[0]), "learn_reward": False},
             r"has no method reward\(obs, action, next_obs, params\) that gives a number",
         ),
+        ({"env": KEYED, "learn_reward": False}, r"has no method reward\(obs, action, next_obs, params\) that"),
         ({"learning_starts": 1}, r"batch_size = 128 is larger than learning_starts = 1"),
         ({"momentum": 1.0}, r"momentum must be a finite number in \[0, 0.99\]"),
         ({"elite_fraction": float("nan")}, r"elite_fraction = nan of population = 64 makes 0 elites"),

@@ -1,14 +1,14 @@
 r"""Model-based policy optimization: MBPO (Janner et al. 2019, arXiv:1906.08253).
 
-The problem left by PETS: it thinks anew at each step, at the price of some ten thousand passes of its networks, and
+The problem left by PETS: it thinks anew at each step, at the price of some thirty thousand passes of its networks, and
 looks so far ahead in its model that small errors add up. MBPO lets the model make data instead, from which SAC learns
 an actor and critics. What lies beyond the horizon is the critics' business, so that the rollouts may be short; and they
 branch off from states that were really seen, so that each is k steps at most from the truth (section 4):
 
     s_0 from the memory,   a_t ~ pi(.|s_t),   (s_{t+1} - s_t, r_t) ~ Normal(mean_m, var_m),   t < k           -> imagine
 
-by a network m of an ensemble as that of PETS (`core.ensemble`). A batch of SAC holds a few real transitions and many
-imagined ones, enough for many gradient steps an env step without learning the few by heart:
+by a network m of an ensemble as that of PETS (`core.ensemble`), in its standard units. A batch of SAC holds a few real
+transitions and many imagined ones, enough for many gradient steps an env step without overfitting to the few:
 
     batch = real_fraction from the memory, the others imagined                                             -> draw_batch
 
@@ -17,21 +17,24 @@ The rest is SAC, on observations that are standardised as the model's are; with 
     y = r + gamma (1 - terminated) [ min_i Q_i(s', a'; target) - alpha log pi(a'|s') ]                      -> td_target
     critics' loss = sum_i E[ (Q_i(s, a; params) - y)^2 ] / 2                                              -> critic_loss
     actor's loss = E[ alpha log pi(a|s) - min_i Q_i(s, a) ],   a = f(noise; s) drawn by pi                 -> actor_loss
-    alpha's loss = E[ -alpha (log pi(a|s) + target_entropy D) ],   alpha = exp(log_alpha)                  -> alpha_loss
+    alpha's loss = E[ -alpha (log pi(a|s) + target_entropy A) ],   alpha = exp(log_alpha)                  -> alpha_loss
     target = tau parameters + (1 - tau) target                                                          -> gradient_step
 
 An update takes num_steps env steps, lets the model learn on, imagines num_rollouts rollouts, and then takes
 policy_steps gradient steps of SAC for each env step. The model's errors are those of PETS, on transitions that it was
 not trained on yet: `model_error` and `disagreement` in standard deviations, `within_1_std` and `within_2_std` near .68
-and .95 where errors are chance. `imagined_reward` beside `real_reward` is what the policy is told and what it gets.
+and .95 where errors are chance. `imagined_reward` is the mean of the rollouts just made, which start all over the
+memory, `real_reward` that of the steps just taken.
 
 Departures from the paper:
     acting, the model's training and the policy's take turns in blocks of num_steps (update)
+    fewer rollouts and gradient steps, and smaller networks (num_rollouts, policy_steps, hidden_sizes)
+    some of a batch is real, as in the authors' code (real_fraction)
     rollouts have one length, and begin anew where they terminate (imagine)
     each network follows its own share of the rollouts to their end (imagine)
     all networks are used, in place of the best by held-out data (imagine)
-    the model is PETS's in `core.ensemble`, with its own departures (gradient_steps)
-    the end of episodes is learned or left out in place of given (learn_end)
+    the model and its training are those of pets.py, with the departures told there (ensemble.fit)
+    the end of episodes is learned, and drawn, or left out in place of given (learn_end)
     observations of actor and critics are standardised (observed)
 """
 
@@ -102,7 +105,7 @@ class Config:
     rollout_length: int = static(3, low=1)
     """Steps of a rollout (k)."""
     imagined_size: int = static(30_000, low=1)
-    """Imagined transitions that are kept."""
+    """Imagined transitions that are kept, the newest."""
     real_fraction: float = static(0.05)
     """Part of a batch of actor and critics that is real."""
     policy_steps: int = static(10, low=1)
@@ -142,7 +145,7 @@ class Config:
         checks.observes_vectors(self)
         if not self.learn_reward:
             checks.says_its_reward(self)
-        checks.a_part(self, "real_fraction")
+        checks.mixes(self)
         checks.replay_fits(self)
         checks.first_batch_fits(self)
         checks.rollouts_fit(self)
@@ -256,7 +259,7 @@ def observed(obs: Array, state: State) -> Array:
     return normalize.normalize(state.model.obs_stats, obs)
 
 
-def explore(noise: Float[Array, "*batch A"], obs: Array, state: State, config: Config) -> Float[Array, "*batch A"]:
+def draw_action(noise: Float[Array, "*batch A"], obs: Array, state: State, config: Config) -> Float[Array, "*batch A"]:
     """A draw of pi(.|s), made of standard normal noise."""
     action, _ = distribution(state.params.actor, observed(obs, state), config).at(noise)
     return action
@@ -268,7 +271,7 @@ def policy(state: State, config: Config, *, deterministic: bool = True) -> Polic
     def act(key: PRNGKey, obs: Array) -> Array:
         if deterministic:
             return distribution(state.params.actor, observed(obs, state), config).mode()
-        return explore(jax.random.normal(key, (envs.bind(config).action_size,)), obs, state, config)
+        return draw_action(jax.random.normal(key, (envs.bind(config).action_size,)), obs, state, config)
 
     return memoryless(act, envs.bind(config).to_units)
 
@@ -282,16 +285,17 @@ def imagine(key: PRNGKey, state: State, config: Config) -> tuple[State, Metrics]
     mean, std = (jnp.broadcast_to(x, (M, each, x.size)) for x in ensemble.units(model))
 
     def step(obs: Array, key: PRNGKey) -> tuple[Array, Transition]:
-        action_key, noise_key = jax.random.split(key)
-        action = explore(jax.random.normal(action_key, (M, each, env.action_size)), obs, state, config)
+        action_key, noise_key, end_key = jax.random.split(key, 3)
+        action = draw_action(jax.random.normal(action_key, (M, each, env.action_size)), obs, state, config)
         prediction = ensemble.predict(model.params, observed(obs, state), action, config)
         noise = jax.random.normal(noise_key, mean.shape)
         y = mean + std * (prediction.mean + jnp.sqrt(prediction.var) * noise)
         next_obs = obs + y[..., : obs.shape[-1]]
         reward = y[..., -1] if config.learn_reward else env.reward(obs, action, next_obs)
-        going_on = jnp.zeros((M, each), bool)
-        ends = going_on if prediction.end_logit is None else prediction.end_logit > 0
-        steps = Transition(obs, action, reward, ends, going_on, next_obs)
+        never = jnp.zeros((M, each), bool)
+        end_logit = prediction.end_logit
+        ends = never if end_logit is None else jax.random.bernoulli(end_key, jax.nn.sigmoid(end_logit))
+        steps = Transition(obs, action, reward, ends, never, next_obs)
         return jnp.where(ends[..., None], starts, next_obs), steps
 
     _, steps = jax.lax.scan(step, starts, jax.random.split(loop_key, config.rollout_length))
@@ -392,14 +396,14 @@ def collect(key: PRNGKey, state: State, config: Config) -> tuple[State, Transiti
     env = envs.bind(config)
 
     def act(key: PRNGKey, obs: Array) -> Array:
-        return explore(jax.random.normal(key, (1, env.action_size)), obs, state, config)
+        return draw_action(jax.random.normal(key, (1, env.action_size)), obs, state, config)
 
     env_state, steps, episodes = unroll(key, env, state.env_state, act, config.num_steps)
     return state._replace(env_state=env_state), flatten(steps), episodes
 
 
 def update(state: State, config: Config) -> tuple[State, Metrics]:
-    """T steps tell how good the model is; it learns on from the memory and them, and the policy in what it imagines."""
+    """T env steps, which test the model; then the model learns on, imagines, and actor and critics learn from that."""
     key, act_key, count_key, fit_key, imagine_key, learn_key = jax.random.split(state.key, 6)
     state, steps, episodes = collect(act_key, state, config)
     metrics = ensemble.errors(state.model, steps, config) | {"real_reward": steps.reward.mean()} | episodes.metrics()

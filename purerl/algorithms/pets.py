@@ -37,8 +37,8 @@ Departures from the paper:
     the reward is learned unless the env says it, and the end of episodes may be learned (learn_reward, learn_end)
     bootstraps are kept as counts in place of being drawn anew for each training (ensemble.bootstrap)
     training comes every num_steps steps with a fixed number of batches, the same for all networks (ensemble.fit)
-    all sequences meet the same chance (imagined_returns)
-    what is predicted is standardised as well (ensemble.standardised)
+    all sequences meet the same chance, and a learned reward counts by its mean (imagined_returns)
+    what is predicted is standardised as well; what is read is clipped at ten deviations (ensemble.standardised)
     one weight decay for all layers, of biases as well (weight_decay)
 """
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from purerl import envs
-from purerl.core import normalize, policies
+from purerl.core import networks, normalize, policies
 from purerl.core.policies import observe
 from purerl.core.rollout import play
 from purerl.core.types import Episodes, PRNGKey
@@ -32,7 +32,10 @@ def greedy(weights: Any, obs: Array, config: Any) -> Array:
 
     Beyond [-1, 1] the env clips a continuous action that has bounds.
     """
-    output = policies.actor_network(config).apply(weights, obs)
+    network = policies.actor_network(config)
+    if isinstance(network.body, networks.Layers):
+        network = network.clone(body=network.body.clone(by_sums=True))
+    output = network.apply(weights, obs)
     return output if envs.bind(config).continuous else output.argmax(-1)
 
 

@@ -193,7 +193,7 @@ def says_its_reward(config: Any) -> None:
     )
     try:
         shape = jax.eval_shape(lambda obs, action: env.reward(obs, action, obs, default), obs, action).shape
-    except (AttributeError, TypeError, ValueError, IndexError):
+    except (AttributeError, TypeError, ValueError, LookupError):
         shape = None
     if shape != ():
         raise ValueError(
@@ -236,10 +236,16 @@ def in_pairs(config: Any) -> None:
         raise ValueError(f"Candidates come in pairs, so population must be even, but is {config.population}.")
 
 
-def a_part(config: Any, field: str) -> None:
-    """Raises ValueError where a static number is not a part of a whole, in [0, 1]."""
-    if not 0 <= (value := getattr(config, field)) <= 1:
-        raise ValueError(f"{field} must be a number in [0, 1], but is {value!r}.")
+def mixes(config: Any) -> None:
+    """Raises ValueError unless real_fraction is a part of a whole, and a batch large enough to hold that part."""
+    part, size = config.real_fraction, config.batch_size
+    if not 0 <= part <= 1:
+        raise ValueError(f"real_fraction must be a number in [0, 1], but is {part!r}.")
+    if (part > 0 and config.num_real == 0) or (part < 1 and config.num_real == size):
+        raise ValueError(
+            f"real_fraction = {part} of batch_size = {size} is {config.num_real} transitions when rounded, so a batch "
+            "would be no mixture: raise batch_size, or say 0 or 1."
+        )
 
 
 def rollouts_fit(config: Any) -> None:
@@ -248,7 +254,8 @@ def rollouts_fit(config: Any) -> None:
     if num > config.imagined_size:
         raise ValueError(
             f"imagined_size = {config.imagined_size} is smaller than the {num} transitions that num_rollouts = "
-            f"{config.num_rollouts} of rollout_length = {config.rollout_length} make at once: raise it, or lower them."
+            f"{config.num_rollouts} of rollout_length = {config.rollout_length}, as many for each of "
+            f"{config.num_members} networks, make at once: raise it, or lower them."
         )
 
 

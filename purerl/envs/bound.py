@@ -179,8 +179,7 @@ class BoundEnv:
         pays = lambda *inputs: env.reward(*inputs, self.first_params)  # noqa: E731
         for _ in obs.shape[: obs.ndim - len(self.obs_space.shape)]:
             pays = jax.vmap(pays)
-        reward: Array = pays(obs, self.env.action_space(self.first_params).from_unit(action), next_obs)
-        return reward
+        return jnp.asarray(pays(obs, self.env.action_space(self.first_params).from_unit(action), next_obs), jnp.float32)
 
     def ticks(self, key: PRNGKey, num_steps: int) -> Tick:
         """The randomness of T = num_steps steps, `[T, ...]`, to scan over.

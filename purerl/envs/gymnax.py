@@ -98,7 +98,8 @@ def make(name: str) -> Gymnax:
     import gymnax
 
     with jax.ensure_compile_time_eval():
-        return Gymnax(gymnax.make(name)[0], binary_obs=name in BINARY_OBS, reward=REWARDS.get(name))
+        env = gymnax.make(name)[0]
+        return Gymnax(env, binary_obs=name in BINARY_OBS, reward=_reward_of(env))
 
 
 def adapts(env: Any) -> bool:
@@ -115,7 +116,7 @@ def adapt(env: Any) -> Gymnax:
             f"The gymnax env comes inside a {type(env).__name__}, past which purerl would step and reset it: give the "
             "env inside, or an env of your own that does what the wrapper does."
         )
-    return Gymnax(env)
+    return Gymnax(env, reward=_reward_of(env))
 
 
 def draw(path: Path, env: Gymnax, params: Any, states: list[Any], returns: np.ndarray) -> Path:
@@ -140,6 +141,11 @@ def draw(path: Path, env: Gymnax, params: Any, states: list[Any], returns: np.nd
         return grids.board(np.reshape(observe(states[i]), (*shape, 1)[:3]), grids.CHANNELS.get(name, {}))
 
     return movie.save(path, name, board, returns, 1 / 10)
+
+
+def _reward_of(env: Any) -> Callable[..., Array] | None:
+    """What is known of gymnax's own classes; one that derives from them may pay for something else."""
+    return REWARDS.get(env.name) if type(env).__module__.startswith("gymnax.") else None
 
 
 def _space(space: Any, env: Any) -> Space:

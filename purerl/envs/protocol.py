@@ -15,7 +15,7 @@ class Env(Protocol):
     """A single environment as pure functions. Any hashable object with these members, which never changes, is one.
 
     It may also have `max_episode_steps(params)`, as in the function of this name; and, where observations say all that
-    is paid for, `reward(obs, action, next_obs, params)`, which pets plans with in place of learning it.
+    is paid for, `reward(obs, action, next_obs, params)`, which pets and mbpo use in place of learning it.
     """
 
     default_params: Any
