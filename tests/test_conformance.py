@@ -171,6 +171,7 @@ def differs(programs: Programs, config: Any, other: Any) -> bool:
     return any((x != y).any() for x, y in zip(left, right, strict=True))
 
 
+@pytest.mark.thorough
 def test_old_keys_give_the_same_bits(programs: Programs) -> None:
     """jax.random.PRNGKey, as in most tutorials, in place of jax.random.key."""
     old = jnp.stack([jax.random.PRNGKey(seed) for seed in SEEDS])
@@ -230,6 +231,7 @@ def other_switches(config: Any) -> Any:
     return config.replace(**dict.fromkeys(fields, True))
 
 
+@pytest.mark.thorough
 def test_every_static_field_changes_the_program(programs: Programs) -> None:
     algorithm, config = programs.algorithm, programs.config
     name = algorithm.__name__.split(".")[-1]
@@ -320,7 +322,7 @@ def wide(num_outputs: int) -> Own:
 
 def own_kernels(state: Any) -> list[Any]:
     """The hidden kernels of all `Own` networks in a state's weights; that of an ensemble is one of more axes."""
-    model = state.model.params if hasattr(state, "model") else ()
+    model = getattr(getattr(state, "model", None), "params", ())  # an ensemble beside the policy
     leaves = jax.tree_util.tree_leaves_with_path((state.params, model))
     return [x for path, x in leaves if "['own_hidden']['kernel']" in jax.tree_util.keystr(path)]
 
@@ -341,6 +343,7 @@ def test_trains_with_networks_of_ones_own(programs: Programs) -> None:
     np.testing.assert_array_equal(evaluation.lengths, [3, 3])
 
 
+@pytest.mark.thorough
 def test_each_network_is_a_program_of_its_own(programs: Programs) -> None:
     """A factory stands for the module that it gives; the jit cache takes no network for another."""
     if not programs.networks:

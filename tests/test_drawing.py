@@ -165,6 +165,7 @@ def states_of(system: Any, coordinates: list[np.ndarray]) -> tuple[list[Any], li
 
 
 @pytest.mark.xdist_group(brax.__name__)
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", [name for name in brax.names() if name != "brax/fast"])
 def test_bodies_lie_where_mujoco_puts_them(name: str, tmp_path: Path) -> None:
     """At the start and with every joint turned by 0.3; then all of them are drawn, and all of them in sight."""

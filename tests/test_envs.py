@@ -258,6 +258,7 @@ def test_step_scales_actions():
     np.testing.assert_allclose(stepped.obs[0], expected, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_brax_swimmer_has_no_springs():
     """Its name alone means the backend that it has, and a step of it can be traced."""
     import brax.fluid

@@ -15,11 +15,13 @@ def test_every_source_has_its_notebook() -> None:
     assert [path.stem for path in NOTEBOOKS] == sorted(path.stem for path in FOLDER.glob("*.py")) != []
 
 
-# The longest tests of all: the workers share them, and all but the first are run by .ci/run alone.
+# The longest tests of all: the workers share them.
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=[pytest.mark.xdist_group(path.stem), *([pytest.mark.slow] if i else [])], id=path.stem)
+        pytest.param(
+            path, marks=[pytest.mark.xdist_group(path.stem), *([pytest.mark.thorough] if i else [])], id=path.stem
+        )
         for i, path in enumerate(NOTEBOOKS)
     ],
 )

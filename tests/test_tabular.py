@@ -241,6 +241,7 @@ def test_td_is_online() -> None:
     np.testing.assert_array_equal(td.train(KEY, config).state.params, [2.5, 4, 3.5, 3, 8])
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("switches", [{}, {"n_step": 4}, {"lambda_return": True}], ids=["TD(0)", "n-step", "lambda"])
 @pytest.mark.parametrize(
     ("env", "gamma", "env_steps"),
