@@ -190,6 +190,11 @@ def test_known_rewards_are_those_of_the_steps(name):
         known = env.reward(steps.obs, steps.action, steps.final_obs)
         np.testing.assert_allclose(known, steps.reward, rtol=1e-4, atol=1e-4)
         assert np.std(steps.reward) > 0.05
+        # Beyond the bounds as well, where a step clips by itself.
+        obs, state = env.env.reset(KEY, params)
+        action = jnp.full(env.action_size, 5.0)
+        next_obs, _, reward, *_ = env.env.step(KEY, state, action, params)
+        np.testing.assert_allclose(env.env.reward(obs, action, next_obs, params), reward, rtol=1e-4)
 
 
 def test_rewards_are_known_of_gymnaxs_own_objects():
