@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
 
+import purerl
 from purerl import plot
 from purerl.run import cli, runner
 from purerl.run import folder as run_folder
@@ -107,6 +109,34 @@ def test_evaluate_plot_and_resume(folder: Path, monkeypatch: pytest.MonkeyPatch,
     assert matplotlib.image.imread(folder.parent / "two.png").std() > 0
     call(monkeypatch, "train", "--resume", str(folder))
     assert "Going on from update 6 of 6" in capsys.readouterr().out
+
+
+def test_several_runs_leave_each_curve_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (folder / "curve.png").read_bytes()
+    call(monkeypatch, "plot", str(folder), str(folder))
+    assert (folder / "curve.png").read_bytes() == before
+    assert matplotlib.image.imread(folder / "comparison.png").std() > 0
+    (folder / "comparison.png").unlink()
+
+
+def test_drawn_actions_are_shown_where_they_earn_otherwise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Further apart than a tenth and than noise explains; a seed in which they are the same shows both all the same."""
+    greedy = np.tile(np.array([-500.0, 100.0, 2.0]), (4, 1)).T
+    noisy = np.array([[-154.0] * 4, [101.0] * 4, [-100.0, 100.0, -90.0, 90.0]])
+    np.testing.assert_array_equal(cli._differ_by_much(greedy, noisy), [True, False, False])
+    for drawn, shown in ((noisy, True), (greedy, False)):
+        with monkeypatch.context() as patch:
+            patch.setattr(cli, "_evaluations", lambda *_, deterministic, d=drawn, **__: greedy if deterministic else d)
+            call(patch, "train", "--resume", str(folder))
+        printed = capsys.readouterr().out
+        assert "-500.00" in printed and ("-154.00" in printed) == ("drawn actions" in printed) == shown
+
+
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    call(monkeypatch, "--version")
+    assert capsys.readouterr().out == f"purerl {purerl.__version__}, jax {jax.__version__}\n"
 
 
 def test_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
@@ -238,7 +268,9 @@ def test_an_interrupt_while_it_compiles_is_one_line(tmp_path: Path) -> None:
         ("trian ppo", "There is no command 'trian'; did you mean train?"),
         ("train", "Name an algorithm"),
         ("train pppo", "There is no algorithm named 'pppo'; did you mean ppo"),
+        ("train rainbow", "There is no algorithm named 'rainbow'; there are value_iteration, "),
         ("train ppo --env CartPol-v1", "did you mean CartPole-v1"),
+        ("train ppo --env HalfCheetah-v5", "is an env of Gymnasium, which steps on the host"),
         ("train dqn --env Pendulum-v1", "dqn acts in discrete action spaces only"),
         ("train ppo --num-envs 0", "num_envs must be at least 1"),
         ("train ppo --num-minibatches 3", "num_minibatches = 3 must divide num_envs * num_steps = 512"),

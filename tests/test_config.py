@@ -1,5 +1,7 @@
 """Bad input: one clear sentence that names the field, before anything is traced or compiled."""
 
+import pydoc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,12 @@ class Unhashable(Chain):
     __hash__ = None
 
 
+class OnHost:
+    """What an object of Gymnasium shows of itself."""
+
+    __module__ = "gymnasium.core"
+
+
 # Algorithm, fields, error, and what its message must contain (a regular expression).
 CASES = {
     "unknown env": (
@@ -29,6 +37,11 @@ CASES = {
     ),
     "unknown Brax env": (ppo, {"env": "brax/hoper"}, ValueError, "'brax/hoper'; did you mean brax/hopper"),
     "unhashable env": (ppo, {"env": Unhashable()}, TypeError, "env must be hashable, .*static.*Unhashable"),
+    "env of Gymnasium": (ppo, {"env": OnHost()}, TypeError, "is an env of Gymnasium, which steps on the host; purerl"),
+    "robot of Gymnasium": (ppo, {"env": "Ant-v5"}, ValueError, "is an env of Gymnasium.* such as brax/ant"),
+    "game of Gymnasium": (dqn, {"env": "ALE/Breakout-v5"}, ValueError, "of Gymnasium.* such as Breakout-MinAtar"),
+    "other game of Gymnasium": (dqn, {"env": "QbertNoFrameskip-v4"}, ValueError, "of Gymnasium.* Breakout-MinAtar"),
+    "lander of Gymnasium": (ppo, {"env": "LunarLander-v3"}, ValueError, "of Gymnasium.* CartPole-v1 or brax/hopper"),
     "env is no environment": (ppo, {"env": 3}, TypeError, "3 is no environment: it lacks default_params"),
     "DQN on a Box": (dqn, {"env": "Pendulum-v1"}, ValueError, "dqn acts in discrete .*Pendulum-v1 has .*Box"),
     "minibatches do not divide the batch": (
@@ -109,7 +122,12 @@ CASES = {
     "bool count": (dqn, {"batch_size": True}, TypeError, "batch_size must be a Python int, but is True of type bool"),
     "text count": (dqn, {"num_steps": "10"}, TypeError, "num_steps must be a Python int.*'10' of type str"),
     "count for a switch": (dqn, {"double_q": 1}, TypeError, "double_q must be a Python bool, but is 1"),
-    "list of layers": (dqn, {"hidden_sizes": [64, 64]}, TypeError, "hidden_sizes must be a Python tuple.*of type list"),
+    "array of layers": (
+        dqn,
+        {"hidden_sizes": np.array([64])},
+        TypeError,
+        "hidden_sizes must be a Python tuple.*array",
+    ),
     "one layer bare": (dqn, {"hidden_sizes": 64}, TypeError, "hidden_sizes must be a Python tuple, but is 64"),
     "float layer": (dqn, {"hidden_sizes": (64, 32.5)}, TypeError, "hidden_sizes must .*int.*32.5"),
     "text layer": (dqn, {"hidden_sizes": ("64", "64")}, TypeError, "hidden_sizes must .*int.*'64'"),
@@ -320,6 +338,22 @@ def test_static_fields_refuse_tracers(algorithm, field):
             TypeError, match=f"{algorithm.__name__.split('.')[-1]}.Config.{field} is static.*Python int"
         ):
             transform(train)(jnp.array([8, 16]))
+
+
+def test_a_list_is_as_good_as_a_tuple():
+    """A Config holds the tuple, since a list has no hash and could change."""
+    assert ppo.Config(actor_hidden_sizes=[8, 4]).actor_hidden_sizes == (8, 4)
+    assert ppo.Config().replace(critic_hidden_sizes=[]).critic_hidden_sizes == ()
+    with pytest.raises(TypeError, match=r"actor_hidden_sizes must be a tuple of Python ints, but is \(8, 4.0\)"):
+        ppo.Config(actor_hidden_sizes=[8, 4.0])
+
+
+def test_help_shows_the_text_of_each_field():
+    shown = pydoc.plain(pydoc.render_doc(ppo.Config))
+    assert "gamma: float = 0.99  (traced, at least 0, at most 1)\n |      Discount factor." in shown
+    assert "num_envs: int = 4  (static, at least 1)\n |      Environments stepped side by side (N)." in shown
+    assert "surrogate: str = 'clip'  (static, one of clip, kl, adaptive_kl, none)" in shown
+    assert "target_kl: float = 0.01  (traced, more than 0)" in shown
 
 
 def test_good_input():

@@ -82,7 +82,7 @@ def test_contract(programs: Programs) -> None:
 
 
 def test_every_field_is_documented(programs: Programs) -> None:
-    from purerl.run.cli import field_docs
+    from purerl.core.types import field_docs
 
     fields = {field.name for field in dataclasses.fields(programs.algorithm.Config)}
     assert set(field_docs(programs.algorithm.Config)) == fields

@@ -43,7 +43,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 
 from purerl import envs
 from purerl.core import checks, networks, optimize, replay, schedules
@@ -61,6 +60,7 @@ from purerl.core.types import (
     Result,
     Scalar,
     Transition,
+    config_class,
     memoryless,
     own_network,
     static,
@@ -70,7 +70,7 @@ from purerl.core.types import (
 ACTIONS = (envs.Discrete,)
 
 
-@struct.dataclass
+@config_class
 class Config:
     env: EnvLike = static("CartPole-v1")
     """Environment: a name, or an env object."""

@@ -34,7 +34,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 from jaxtyping import Bool, Float, Int
 
 from purerl import envs
@@ -50,6 +49,7 @@ from purerl.core.types import (
     Result,
     Scalar,
     Transition,
+    config_class,
     memoryless,
     static,
     traced,
@@ -58,7 +58,7 @@ from purerl.core.types import (
 ACTIONS = (envs.Discrete,)
 
 
-@struct.dataclass
+@config_class
 class Config:
     env: EnvLike = static("mdp/dyna_maze")
     """Environment: a name, or an env object, whose observations are numbers of states."""

@@ -33,7 +33,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from purerl import envs
 from purerl.core import checks, schedules
@@ -49,6 +48,7 @@ from purerl.core.types import (
     Result,
     Scalar,
     Transition,
+    config_class,
     memoryless,
     static,
     traced,
@@ -57,7 +57,7 @@ from purerl.core.types import (
 ACTIONS = (envs.Discrete,)
 
 
-@struct.dataclass
+@config_class
 class Config:
     env: EnvLike = static("MountainCar-v0")
     """Environment: a name, or an env object."""

@@ -23,7 +23,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from purerl import envs
 from purerl.core import checks, optimize, schedules
@@ -38,6 +37,7 @@ from purerl.core.types import (
     Result,
     Scalar,
     Transition,
+    config_class,
     memoryless,
     static,
     traced,
@@ -46,7 +46,7 @@ from purerl.core.types import (
 ACTIONS = (envs.Discrete,)
 
 
-@struct.dataclass
+@config_class
 class Config:
     env: EnvLike = static("mdp/frozen_lake_4x4_slippery")
     """Environment: a name, or an env object, whose observations are numbers of states."""

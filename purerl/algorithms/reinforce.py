@@ -42,7 +42,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Float
 
@@ -62,6 +61,7 @@ from purerl.core.types import (
     Result,
     Scalar,
     Transition,
+    config_class,
     memoryless,
     own_network,
     static,
@@ -71,7 +71,7 @@ from purerl.core.types import (
 ACTIONS = (envs.Discrete, envs.Box)
 
 
-@struct.dataclass
+@config_class
 class Config:
     env: EnvLike = static("CartPole-v1")
     """Environment: a name, or an env object."""

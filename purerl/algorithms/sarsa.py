@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from purerl import envs
 from purerl.core import checks, optimize, schedules
@@ -37,6 +36,7 @@ from purerl.core.types import (
     Result,
     Scalar,
     Transition,
+    config_class,
     memoryless,
     static,
     traced,
@@ -45,7 +45,7 @@ from purerl.core.types import (
 ACTIONS = (envs.Discrete,)
 
 
-@struct.dataclass
+@config_class
 class Config:
     env: EnvLike = static("mdp/cliff_walking")
     """Environment: a name, or an env object, whose observations are numbers of states."""

@@ -44,7 +44,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jaxtyping import Float
 
 from purerl import envs
@@ -64,6 +63,7 @@ from purerl.core.types import (
     Result,
     Scalar,
     Transition,
+    config_class,
     own_network,
     static,
     traced,
@@ -72,7 +72,7 @@ from purerl.core.types import (
 ACTIONS = (envs.Box,)
 
 
-@struct.dataclass
+@config_class
 class Config:
     env: EnvLike = static("Pendulum-v1")
     """Environment: a name, or an env object."""

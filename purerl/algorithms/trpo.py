@@ -46,7 +46,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.flatten_util import ravel_pytree
 
 from purerl import envs
@@ -65,6 +64,7 @@ from purerl.core.types import (
     PRNGKey,
     Result,
     Scalar,
+    config_class,
     memoryless,
     own_network,
     static,
@@ -74,7 +74,7 @@ from purerl.core.types import (
 ACTIONS = (envs.Discrete, envs.Box)
 
 
-@struct.dataclass
+@config_class
 class Config:
     env: EnvLike = static("CartPole-v1")
     """Environment: a name, or an env object."""

@@ -28,7 +28,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import struct
 
 from purerl import envs
 from purerl.core import checks
@@ -42,6 +41,7 @@ from purerl.core.types import (
     PRNGKey,
     Result,
     Scalar,
+    config_class,
     memoryless,
     static,
     traced,
@@ -53,7 +53,7 @@ ACTIONS = (envs.Discrete,)
 _ROUNDING = 1e-6  # of a value, some ten times what float32 rounds away
 
 
-@struct.dataclass
+@config_class
 class Config:
     env: EnvLike = static("mdp/frozen_lake_8x8_slippery")
     """Environment: a name that begins with mdp/, or an `mdp.Tabular`."""

@@ -1,9 +1,13 @@
 """Names shared by every module: array types, steps, policies, results, and how a Config declares its fields."""
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import math
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, NamedTuple
+import textwrap
+from collections.abc import Callable, Hashable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, dataclass_transform
 
 import jax
 import numpy as np
@@ -20,6 +24,8 @@ __all__ = [
     "Result",
     "Scalar",
     "Transition",
+    "config_class",
+    "field_docs",
     "memoryless",
     "own_network",
     "static",
@@ -29,6 +35,7 @@ __all__ = [
 
 PRNGKey = Key[Array, ""] | UInt32[Array, "2"]  # what jax.random.key gives, and jax.random.PRNGKey
 Metrics = dict[str, Array]
+_Class = TypeVar("_Class", bound=type)
 
 if TYPE_CHECKING:
     # A traced field holds a Python number, an array, or a tracer under vmap, grad and jit.
@@ -140,15 +147,61 @@ def own_network() -> Any:
     return struct.field(pytree_node=False, default=None, metadata={"network": True})
 
 
+@dataclass_transform(frozen_default=True)
+def config_class(cls: _Class) -> _Class:
+    """Makes a frozen dataclass and a pytree of a class of static and traced fields; `help` of it shows their texts."""
+    made: Any = struct.dataclass(cls)
+    made.__doc__ = _FieldTexts()
+    return made
+
+
+class _FieldTexts:
+    """A docstring that is put together when it is read, since to read the source takes longer than to import it."""
+
+    def __get__(self, _: Any, cls: type) -> str:
+        headline = (
+            "Settings of a training; replace(**changes) gives changed ones. A static field is part of the compiled\n"
+            "program, a traced one is an input of it, which may be vmapped and swept."
+        )
+        return "\n".join([headline, "", *_field_texts(cls)])
+
+
+def _field_texts(cls: Any) -> Iterator[str]:
+    docs = field_docs(cls)
+    for field in dataclasses.fields(cls):
+        says = ["traced" if field.metadata.get("pytree_node", True) else "static"]
+        limits = (("choices", "one of"), ("low", "at least"), ("above", "more than"), ("high", "at most"))
+        for limit, words in limits:
+            value = field.metadata.get(limit)
+            if value not in (None, ()):
+                says.append(f"{words} {', '.join(value) if limit == 'choices' else value}")
+        yield f"{field.name}: {inspect.formatannotation(field.type)} = {field.default!r}  ({', '.join(says)})"
+        yield f"    {docs.get(field.name, '')}"
+
+
+def field_docs(cls: type) -> dict[str, str]:
+    """The string under each field of a class and of those it extends, by the field's name."""
+    docs = {}
+    for kind in filter(dataclasses.is_dataclass, reversed(cls.__mro__)):
+        tree: Any = ast.parse(textwrap.dedent(inspect.getsource(kind)))
+        for field, doc in itertools.pairwise(tree.body[0].body):
+            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
+                docs[ast.unparse(field.target)] = ast.literal_eval(doc.value)
+    return docs
+
+
 def validate(config: Any) -> None:
     """Checks every field of a Config against its declaration, in the terms the user wrote.
 
-    Tracers in traced fields pass: their values do not exist yet.
+    A list in place of a tuple becomes one. Tracers in traced fields pass: their values do not exist yet.
     Raises TypeError for a wrong type (a tracer in a static field among them), ValueError for a value out of range.
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         name = f"{type(config).__module__.split('.')[-1]}.Config.{field.name}"
+        if isinstance(value, list) and isinstance(field.default, tuple):
+            value = tuple(value)
+            object.__setattr__(config, field.name, value)
         if field.metadata.get("pytree_node", True):
             _validate_traced(name, value, field.metadata)
         else:

@@ -19,6 +19,35 @@ from purerl.envs.protocol import Env
 
 SUITES: tuple[Any, ...] = (gymnax, control, worlds, brax)
 
+# Libraries whose environments are Python objects that step on the host.
+_HOST_LIBRARIES = {"gymnasium": "Gymnasium", "gym": "Gym", "dm_env": "dm_env", "dm_control": "dm_control"}
+# What stands here for environments of Gymnasium by other names; None for no likeness.
+_GYMNASIUM: dict[str, str | None] = {
+    "Ant": "brax/ant",
+    "BipedalWalker": None,
+    "BipedalWalkerHardcore": None,
+    "Blackjack": None,
+    "CarRacing": None,
+    "CliffWalking": "mdp/cliff_walking",
+    "FrozenLake": "mdp/frozen_lake_4x4_slippery",
+    "FrozenLake8x8": "mdp/frozen_lake_8x8_slippery",
+    "HalfCheetah": "brax/halfcheetah",
+    "Hopper": "brax/hopper",
+    "Humanoid": "brax/humanoid",
+    "HumanoidStandup": "brax/humanoidstandup",
+    "InvertedDoublePendulum": "brax/inverted_double_pendulum",
+    "InvertedPendulum": "brax/inverted_pendulum",
+    "LunarLander": None,
+    "LunarLanderContinuous": None,
+    "Pusher": "brax/pusher",
+    "Reacher": "brax/reacher",
+    "Swimmer": "brax/swimmer",
+    "Taxi": None,
+    "Walker2d": "brax/walker2d",
+}
+_EXAMPLES = "CartPole-v1 or brax/hopper"
+_LISTED = " `purerl list` shows all of them."
+
 
 def make(env: Any) -> Env:
     """The `Env` of a name or an object.
@@ -50,9 +79,12 @@ def _make(env: Any) -> Env:
     if suite is not None:
         adapted: Env = suite.adapt(env)
         return adapted
+    missing = protocol.missing(env)
+    if missing and (library := _host_library(env)):
+        raise TypeError(_on_host(repr(env), library, _EXAMPLES))
     if isinstance(env, type):
         raise TypeError(f"{env!r} is a class: give an object of it, such as {env.__name__}().")
-    if missing := protocol.missing(env):
+    if missing:
         raise TypeError(
             f"{env!r} is no environment: it lacks {', '.join(missing)} (purerl.envs.Env lists what is needed)."
         )
@@ -81,7 +113,25 @@ def names() -> list[str]:
     return [name for suite in SUITES for name in suite.names()]
 
 
+def _host_library(env: Any) -> str | None:
+    """The library on the host that an object, or its class, is of."""
+    kinds = (env if isinstance(env, type) else type(env)).__mro__
+    libraries = (_HOST_LIBRARIES.get(kind.__module__.split(".")[0]) for kind in kinds)
+    return next(filter(None, libraries), None)
+
+
+def _on_host(name: str, library: str, instead: str) -> str:
+    needed = "which steps on the host; purerl needs one that steps on the device, in JAX, such as"
+    return f"{name} is an env of {library}, {needed} {instead}.{_LISTED}"
+
+
 def _unknown(name: str) -> str:
+    stem = name.rpartition("-v")[0]
+    if stem in _GYMNASIUM:
+        return _on_host(name, "Gymnasium", _GYMNASIUM[stem] or _EXAMPLES)
+    if stem.startswith("ALE/") or stem.endswith("NoFrameskip"):
+        game = stem.removeprefix("ALE/").removesuffix("NoFrameskip") + "-MinAtar"
+        return _on_host(name, "Gymnasium", game if game in names() else "Breakout-MinAtar")
     near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names())}."
-    return f"There is no environment named {name!r}; {hint} `purerl list` shows all of them."
+    return f"There is no environment named {name!r}; {hint}{_LISTED}"

@@ -1,25 +1,23 @@
 """The command line: `purerl train | evaluate | plot | render | list`."""
 
-import ast
 import dataclasses
-import inspect
-import itertools
 import os
 import signal
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import jax
+import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
 
 import purerl
 from purerl.core import checks
+from purerl.core.types import field_docs
 from purerl.run import checkpoint, logs, objects, runner, settings
 from purerl.run import folder as run_folder
 
@@ -73,7 +71,7 @@ class PlotOptions:
     metric: str | None = None
     """Column of metrics.csv; the return of the episodes where not given, or of a planner the first metric."""
     out: str | None = None
-    """Picture to write; <folder>/curve.png of the first where not given."""
+    """Picture to write; in the first folder curve.png of one run, or comparison.png of several, where not given."""
 
 
 @dataclasses.dataclass
@@ -104,6 +102,9 @@ def main() -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return
+    if arguments[0] == "--version":
+        print(f"purerl {purerl.__version__}, jax {jax.__version__}")
+        return
     if arguments[0] not in commands:
         _fail(f"There is no command {arguments[0]!r}{objects.near(arguments[0], list(commands))}")
     if os.getcwd() not in sys.path:
@@ -133,7 +134,8 @@ _USAGE = """purerl: reinforcement learning in pure JAX
   purerl evaluate DIR                           returns of the final policies over whole episodes
   purerl plot DIR [DIR ...]                     learning curves, IQM over seeds with a 95 % interval
   purerl render DIR                             one episode of the final policy as a GIF
-  purerl list                                   algorithms, what they can act on, environments"""
+  purerl list                                   algorithms, what they can act on, environments
+  purerl --version                              versions of purerl and jax"""
 
 
 def _leave(message: str, status: int) -> None:
@@ -269,17 +271,6 @@ def _flags(config_class: type, default: Any) -> Any:
     return dataclasses.make_dataclass("Config", fields)
 
 
-def field_docs(config_class: type) -> dict[str, str]:
-    """The string under each field of a class and of those it extends, by the field's name."""
-    docs = {}
-    for kind in filter(dataclasses.is_dataclass, reversed(config_class.__mro__)):
-        tree: Any = ast.parse(textwrap.dedent(inspect.getsource(kind)))
-        for field, doc in itertools.pairwise(tree.body[0].body):
-            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr):
-                docs[ast.unparse(field.target)] = ast.literal_eval(doc.value)
-    return docs
-
-
 def _value_of(flag: str, arguments: list[str]) -> str | None:
     for i, argument in enumerate(arguments):
         given, equals, value = argument.partition("=")
@@ -303,7 +294,7 @@ def _report(run: runner.Run, folder: Path) -> None:
     from purerl.run import plot as plotting
 
     metrics = plotting.read_metrics(folder)
-    evaluations = _evaluations(run, num_episodes=100, deterministic=True, seed=0)
+    greedy, drawn = (_evaluations(run, num_episodes=100, deterministic=mode, seed=0) for mode in (True, False))
     last_tenth = {name: x[:, -max(1, x.shape[1] // 10) :] for name, x in metrics.items()}
     headline = logs.headline(metrics)
     training = plotting.smooth(last_tenth, headline, points=1)[1][:, 0]
@@ -311,18 +302,29 @@ def _report(run: runner.Run, folder: Path) -> None:
     done = f"{per_seed:,} env steps a seed" if per_seed else f"{run.updates:,} updates"
     table = Table(title=f"{_title(run)}, {done}")
     learned = "return in training" if headline == "episode_return" else headline
-    for heading in ("seed", f"{learned} (last tenth)", "return of the final policy (100 episodes, greedy)"):
+    both = bool(_differ_by_much(greedy, drawn).any())
+    headings = ["seed", f"{learned} (last tenth)", "return of the final policy (100 episodes, greedy)"]
+    for heading in [*headings, "the same with drawn actions"] if both else headings:
         table.add_column(heading, justify="right")
-    for seed, in_training, returns in zip(run.seeds, training, evaluations, strict=True):
-        table.add_row(str(seed), f"{in_training:.4g}", f"{returns.mean():.2f}")
+    for seed, in_training, *returns in zip(run.seeds, training, greedy, *([drawn] if both else []), strict=True):
+        table.add_row(str(seed), f"{in_training:.4g}", *(f"{x.mean():.2f}" for x in returns))
     Console().print(table)
     if next(iter(run.metrics.values())).size:
         steps = metrics_steps(run)
         rate = f", {steps / run.run_seconds:,.0f} env steps/s" if steps else ""
         print(f"Compile {run.compile_seconds:.1f} s, run {run.run_seconds:.1f} s{rate}.")
-    picture = folder / "curve.png"
-    plotting.figure_of(plotting.runs([folder])).savefig(picture, dpi=150)
-    print(f"Curve: {picture}")
+    _draw([folder], None, folder / "curve.png")
+
+
+def _differ_by_much(greedy: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """For each seed whether the mean returns are further apart than a tenth and than three standard errors."""
+    means, errors = (np.stack([f(x, axis=1) for x in (greedy, drawn)]) for f in (np.mean, _standard_error))
+    apart = np.abs(means[0] - means[1])
+    return (apart > 0.1 * np.abs(means).max(0)) & (apart > 3 * np.hypot(*errors))
+
+
+def _standard_error(x: np.ndarray, axis: int) -> np.ndarray:
+    return np.asarray(x.std(axis) / np.sqrt(x.shape[axis]))
 
 
 def _title(run: runner.Run) -> str:
@@ -368,13 +370,22 @@ def evaluate(arguments: list[str]) -> None:
 def plot(arguments: list[str]) -> None:
     """`purerl plot DIR ...`."""
     options = tyro.cli(PlotOptions, args=arguments, prog="purerl plot")
-    from purerl.run import plot as plotting
-
     if not options.folders:
         raise ValueError("Name at least one folder of a run: purerl plot DIR [DIR ...].")
-    ax = plotting.runs(options.folders, name=options.metric)
-    picture = Path(options.out or Path(options.folders[0]) / "curve.png")
-    plotting.figure_of(ax).savefig(picture, dpi=150)
+    name = "curve.png" if len(options.folders) == 1 else "comparison.png"
+    picture = Path(options.out or Path(options.folders[0]) / name)
+    _draw(options.folders, options.metric, picture)
+
+
+def _draw(folders: Sequence[str | Path], metric: str | None, picture: Path) -> None:
+    """Writes the learning curves of runs, and says where."""
+    from matplotlib import pyplot as plt
+
+    from purerl.run import plot as plotting
+
+    figure = plotting.figure_of(plotting.runs(folders, name=metric))
+    figure.savefig(picture, dpi=150)
+    plt.close(figure)
     print(f"Curve: {picture}")
 
 

@@ -26,7 +26,7 @@ _ALGORITHM = ("Config", "init", "update", "policy", "train")
 
 def near(name: str, known: list[str]) -> str:
     """The end of a sentence on an unknown name: those like it, or all that there are."""
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     return f"; did you mean {' or '.join(close)}?" if close else f"; there are {', '.join(known)}."
 
 
