@@ -31,8 +31,11 @@ _HOMES = {name: f"purerl.algorithms.{name}" for name in ALGORITHMS} | {
     "render": "purerl.run.render",
     "runner": "purerl.run.runner",
     "load": "purerl.run.checkpoint:load",
+    "load_policy": "purerl.run.policy_file:load_policy",
     "save": "purerl.run.checkpoint:save",
+    "save_policy": "purerl.run.policy_file:save_policy",
     "evaluate": "purerl.run.evaluate:evaluate",
+    "export_policy": "purerl.run.export:export_policy",
     "tuned": "purerl.run.settings:tuned",
     "use_all_cores": "purerl.run.runner:use_all_cores",
 }

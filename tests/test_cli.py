@@ -111,6 +111,21 @@ def test_evaluate_plot_and_resume(folder: Path, monkeypatch: pytest.MonkeyPatch,
     assert "Going on from update 6 of 6" in capsys.readouterr().out
 
 
+def test_export_writes_a_program_or_a_policy(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Of the seed that is named; both act alike."""
+    files = [tmp_path / "one.stablehlo", tmp_path / "one.policy"]
+    for file in files:
+        call(monkeypatch, "export", str(folder), "--seed", "2", "--out", str(file))
+    assert "its obs is float32[4]" in capsys.readouterr().out
+    run = runner.load(folder)
+    policy = run.algorithm.policy(jax.tree.map(lambda x: x[2], run.states), run.config)
+    program, loaded = jax.export.deserialize(bytearray(files[0].read_bytes())), purerl.load_policy(files[1])
+    for obs in jax.numpy.eye(4):
+        assert policy(jax.random.key(0), obs) == program.call(obs) == loaded(jax.random.key(0), obs)
+
+
 def test_several_runs_leave_each_curve_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (folder / "curve.png").read_bytes()
     call(monkeypatch, "plot", str(folder), str(folder))
@@ -287,6 +302,8 @@ def test_an_interrupt_while_it_compiles_is_one_line(tmp_path: Path) -> None:
         ("plot", "Name at least one folder"),
         ("plot FOLDER --metric nonsense", "no column 'nonsense'"),
         ("render FOLDER --seed 9", "has no seed 9"),
+        ("export FOLDER --seed 9", "has no seed 9"),
+        ("export FOLDER --out FOLDER/config.json", "config.json exists already"),
         ("evaluate FOLDER --num-episodes 0", "num_episodes must be at least 1, but is 0"),
         ("train ./missing.py", "There is no file"),
         ("train tests.tiny", "tests.tiny is no algorithm: it lacks Config, init, update, policy, train"),

@@ -25,6 +25,7 @@ import purerl
 from purerl import envs, render, runner
 from purerl.core import rollout
 from purerl.core.types import Policy
+from purerl.run import policy_file
 from tests import tiny
 from tests.tiny import SEEDS, arrays, assert_same_bits, run
 from tests.toy_envs import Chain
@@ -290,6 +291,22 @@ def test_policy_acts_within_the_space(programs: Programs) -> None:
             assert action.shape == space.shape and (space.low <= action).all() and (action <= space.high).all()
         else:
             assert action.shape == () and 0 <= action < env.num_actions
+
+
+def test_a_policy_file_acts_as_its_state(programs: Programs, tmp_path: Path) -> None:
+    """Of a trained state, greedy and drawn: every array that the policy reads is in the file."""
+    algorithm, config = programs.algorithm, programs.config
+    state = jax.tree.map(lambda x: x[0], jax.device_get(programs.solo.states))
+    path = purerl.save_policy(tmp_path / "one.policy", algorithm, state, config)
+    loaded_algorithm, loaded_config, loaded = policy_file.load(path)
+    assert loaded_algorithm is algorithm and loaded_config == config
+    obs = jnp.ones(envs.bind(config).obs_space.shape, envs.bind(config).obs_space.dtype)
+
+    def act(state: Any) -> list[Any]:
+        policies = [algorithm.policy(state, config, deterministic=x) for x in (True, False)]
+        return [policy.act(programs.keys[0], obs, policy.memory) for policy in policies]
+
+    assert_same_bits(act(loaded), act(state))
 
 
 class Own(nn.Module):

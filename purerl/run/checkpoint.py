@@ -34,7 +34,7 @@ def save(path: str | Path, tree: Any) -> None:
     path = Path(path).absolute()
     if path.exists():
         raise FileExistsError(f"{path} exists already: name a folder that does not, or remove it first.")
-    leaves = [_on_host(_to_data(leaf)) for leaf in jax.tree.leaves(tree)]
+    leaves = [_on_host(to_data(leaf)) for leaf in jax.tree.leaves(tree)]
     content = {"leaves": {_name(i): leaf for i, leaf in enumerate(leaves)}, "crc": _crc(leaves)}
     try:
         with _silenced():
@@ -65,12 +65,12 @@ def load(path: str | Path, like: Any) -> Any:
         raise CheckpointError(f"The checkpoint {path} cannot be read: {type(error).__name__}.") from error
     if not np.array_equal(stored["crc"], _crc(leaves)):
         raise CheckpointError(f"The checkpoint {path} is damaged: its checksum does not match its contents.")
-    expected = [jax.eval_shape(_to_data, leaf) for leaf in likes]
+    expected = [jax.eval_shape(to_data, leaf) for leaf in likes]
     if [(leaf.shape, leaf.dtype) for leaf in leaves] != [(leaf.shape, leaf.dtype) for leaf in expected]:
         raise CheckpointError(
             f"The checkpoint {path} holds arrays of other shapes: it belongs to another config or version."
         )
-    return structure.unflatten(_from_data(leaf, example) for leaf, example in zip(leaves, likes, strict=True))
+    return structure.unflatten(from_data(leaf, example) for leaf, example in zip(leaves, likes, strict=True))
 
 
 def steps(folder: Path) -> list[int]:
@@ -174,11 +174,13 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _to_data(leaf: Any) -> Any:
+def to_data(leaf: Any) -> Any:
+    """An array as a file can hold it: of PRNG keys their numbers."""
     return jax.random.key_data(leaf) if _is_key(leaf) else leaf
 
 
-def _from_data(leaf: np.ndarray, example: Any) -> Any:
+def from_data(leaf: np.ndarray, example: Any) -> Any:
+    """What `to_data` was given; example: an array of its kind, or its shape and dtype."""
     if _is_key(example):
         return jax.random.wrap_key_data(jnp.asarray(leaf), impl=jax.random.key_impl(jnp.zeros((), example.dtype)))
     return jnp.asarray(leaf)

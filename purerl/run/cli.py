@@ -1,4 +1,4 @@
-"""The command line: `purerl train | evaluate | plot | render | list`."""
+"""The command line: `purerl train | evaluate | plot | render | export | list`."""
 
 import dataclasses
 import os
@@ -91,13 +91,35 @@ class RenderOptions:
     script, three.js, from the network."""
 
 
+@dataclasses.dataclass
+class ExportOptions:
+    """One seed's final policy as a file: a StableHLO program, which jax runs without purerl, or purerl's own."""
+
+    folder: Annotated[str, tyro.conf.Positional]
+    """Folder of the run."""
+    seed: int | None = None
+    """Which seed's policy; the run's first where not given."""
+    stochastic: bool = False
+    """Draw actions in place of the policy's mode, by numbers that the program is given."""
+    out: str | None = None
+    """File to write; <folder>/policy.stablehlo where not given. One that ends in .policy is for purerl.load_policy,
+    which chooses between mode and draw itself."""
+
+
 def main() -> None:
     """Entry point of the `purerl` command.
 
     Exits with one sentence where something is wrong: with 2 for the input, 1 for what failed in training, and
     128 + its number for a signal.
     """
-    commands = {"train": train, "evaluate": evaluate, "plot": plot, "render": render, "list": show_list}
+    commands = {
+        "train": train,
+        "evaluate": evaluate,
+        "plot": plot,
+        "render": render,
+        "export": export,
+        "list": show_list,
+    }
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
@@ -134,6 +156,7 @@ _USAGE = """purerl: reinforcement learning in pure JAX
   purerl evaluate DIR                           returns of the final policies over whole episodes
   purerl plot DIR [DIR ...]                     learning curves, IQM over seeds with a 95 % interval
   purerl render DIR                             one episode of the final policy as a GIF
+  purerl export DIR                             the final policy as a StableHLO program, which jax runs by itself
   purerl list                                   algorithms, what they can act on, environments
   purerl --version                              versions of purerl and jax"""
 
@@ -395,13 +418,32 @@ def render(arguments: list[str]) -> None:
     from purerl.run import render as rendering
 
     run = runner.load(options.folder)
-    seed = run.seeds[0] if options.seed is None else options.seed
-    if seed not in run.seeds:
-        raise ValueError(f"{options.folder} has no seed {seed}; it has {', '.join(map(str, run.seeds))}.")
-    state = jax.tree.map(lambda x: x[run.seeds.index(seed)], run.states)
+    state = _state_of(run, options.folder, options.seed)
     key = jax.random.key(options.episode)
     path = options.out or Path(options.folder) / "episode"
     print(f"Episode: {rendering.save(path, run.algorithm, state, run.config, key, options.max_steps)}")
+
+
+def export(arguments: list[str]) -> None:
+    """`purerl export DIR`."""
+    options = tyro.cli(ExportOptions, args=arguments, prog="purerl export")
+    run = runner.load(options.folder)
+    state = _state_of(run, options.folder, options.seed)
+    path = Path(options.out or Path(options.folder) / "policy.stablehlo")
+    if path.suffix == ".policy":
+        print(f"Policy: {purerl.save_policy(path, run.algorithm, state, run.config)}, for purerl.load_policy")
+        return
+    purerl.export_policy(path, run.algorithm, state, run.config, deterministic=not options.stochastic)
+    obs = purerl.envs.bind(run.config).transition.obs
+    print(f"Policy: {path}, for jax.export.deserialize; its obs is {obs.dtype}{list(obs.shape)}")
+
+
+def _state_of(run: runner.Run, folder: str, seed: int | None) -> Any:
+    """The state of a seed, of the first where it is None. Raises ValueError for one that the run has not."""
+    seed = run.seeds[0] if seed is None else seed
+    if seed not in run.seeds:
+        raise ValueError(f"{folder} has no seed {seed}; it has {', '.join(map(str, run.seeds))}.")
+    return jax.tree.map(lambda x: x[run.seeds.index(seed)], run.states)
 
 
 def show_list(arguments: list[str]) -> None:

@@ -96,6 +96,15 @@ def load(
     env. Raises RunError where the folder holds no run, or one of another version, and what has to be given.
     """
     path, content = Path(folder) / CONFIG, read(folder)
+    algorithm, config = configuration(path, content, algorithm, **given)
+    options = content.get("options", {})
+    return algorithm, config, content["seeds"], Options(options.get("seeds_at_once"), tuple(options.get("loggers", ())))
+
+
+def configuration(
+    path: Path, content: dict[str, Any], algorithm: ModuleType | None = None, **given: Any
+) -> tuple[ModuleType, Any]:
+    """The algorithm and Config that a file's `algorithm` and `config` say; other arguments and errors as in `load`."""
     algorithm = _algorithm(path, content["algorithm"], algorithm)
     fields = {field.name: field for field in dataclasses.fields(algorithm.Config)}
     if unknown := [name for name in (*content["config"], *given) if name not in fields]:
@@ -103,10 +112,8 @@ def load(
         raise RunError(f"{path} is of another version of {name}: it has no field {', '.join(unknown)} now.")
     values = {name: _value(path, fields[name], x, given) for name, x in content["config"].items()}
     values["env_params"] = _env_params(values["env"], values.get("env_params"))
-    options = content.get("options", {})
-    options = Options(options.get("seeds_at_once"), tuple(options.get("loggers", ())))
     try:
-        return algorithm, algorithm.Config(**values), content["seeds"], options
+        return algorithm, algorithm.Config(**values)
     except (TypeError, ValueError) as error:
         raise RunError(f"{path} is damaged, or of another version: {error}") from error
 

@@ -1,0 +1,157 @@
+"""A policy as one file: what it takes to act, and nothing of the training."""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from purerl import envs
+from purerl.core.types import Policy
+from purerl.run import checkpoint, objects, provenance
+from purerl.run import folder as run_folder
+from purerl.run.errors import RunError
+from purerl.run.evaluate import check_state
+
+FORMAT = 1  # of the file: a reader refuses what a later version wrote
+_HEADER = "policy.json"
+
+
+class PolicyFileError(RunError):
+    """A file that is no policy, or the policy of something else than is here."""
+
+
+def save_policy(path: str | Path, algorithm: ModuleType, state: Any, config: Any) -> Path:
+    """Writes what `algorithm.policy(state, config)` reads of a state to the new file `path`, and returns the path.
+
+    state: of one seed. Weights and statistics of normalisation are kept; critics, optimisers, replay and environments
+    are not, so that the file does not depend on their number. It appears only when complete.
+    Raises TypeError where the state is of another algorithm or Config or of many seeds, and FileExistsError where
+    `path` exists, since nothing is ever overwritten.
+    """
+    path = Path(path)
+    if path.exists():
+        raise FileExistsError(f"{path} exists already: name a file that does not, or remove it first.")
+    check_state(algorithm, state, config)
+    write(path, algorithm, acting_leaves(algorithm, state, config), config)
+    return path
+
+
+def load_policy(
+    path: str | Path, *, algorithm: ModuleType | None = None, deterministic: bool = True, **objects: Any
+) -> Policy:
+    """The policy of a file that `save_policy` wrote: `policy(key, obs)` is an action in the env's units.
+
+    deterministic: the policy's mode in place of a draw. algorithm, objects: the module, and fields of the Config such
+    as `env`, where they stand in no module of their own to be found in.
+    Raises PolicyFileError where the file is missing, damaged or of another version, and names the array that differs.
+    """
+    algorithm, config, state = load(path, algorithm, **objects)
+    policy: Policy = algorithm.policy(state, config, deterministic=deterministic)
+    return policy
+
+
+def acting_leaves(algorithm: ModuleType, state: Any, config: Any) -> dict[str, Any]:
+    """The arrays of a state, by their place in it, on which its policy's actions depend, greedy or drawn.
+
+    state: of one seed, or shapes. Where states have leading axes, their arrays do.
+    """
+    places, leaves = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)
+    read = _read_by_policy(algorithm, config)
+    return {jax.tree_util.keystr(places[i]): leaves[i] for i in read}
+
+
+def write(path: Path, algorithm: ModuleType, leaves: dict[str, Any], config: Any) -> None:
+    """Writes a policy's file, in place of one that is there, whole or not at all."""
+    arrays = {place: np.asarray(checkpoint.to_data(leaf)) for place, leaf in leaves.items()}
+    header = {
+        "format": FORMAT,
+        "algorithm": objects.algorithm_path(algorithm),
+        "config": run_folder.config_dict(config),
+        "arrays": {place: {"shape": list(x.shape), "dtype": x.dtype.name} for place, x in arrays.items()},
+        "versions": provenance.versions(),
+    }
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        with zipfile.ZipFile(partial, "w") as file:
+            file.writestr(_HEADER, json.dumps(header, indent=2))
+            for i, array in enumerate(arrays.values()):
+                file.writestr(_member(i), np.ascontiguousarray(array).tobytes())
+        with partial.open("rb+") as written:
+            os.fsync(written.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load(path: str | Path, algorithm: ModuleType | None = None, **given: Any) -> tuple[ModuleType, Any, Any]:
+    """The algorithm, the Config, and a state of which only what its policy reads is there; the rest are zeros."""
+    path = Path(path)
+    header, arrays = _read(path)
+    algorithm, config = run_folder.configuration(path, header, algorithm, **given)
+    like = jax.eval_shape(algorithm.init, jax.random.key(0), config)
+    places, structure = jax.tree_util.tree_leaves_with_path(like), jax.tree.structure(like)
+    needed = {jax.tree_util.keystr(places[i][0]) for i in _read_by_policy(algorithm, config)}
+    if needed != arrays.keys():
+        name, differing = objects.short_name(algorithm), ", ".join(sorted(needed ^ arrays.keys()))
+        raise PolicyFileError(f"{path} is of another version of {name}, whose policy reads other arrays: {differing}.")
+    state = [_leaf(path, jax.tree_util.keystr(place), leaf, arrays) for place, leaf in places]
+    return algorithm, config, structure.unflatten(state)
+
+
+def _read_by_policy(algorithm: ModuleType, config: Any) -> list[int]:
+    """Which leaves of a state are left in the program that acts, where XLA's lowering drops what nothing reads."""
+    like = jax.eval_shape(algorithm.init, jax.random.key(0), config)
+    leaves, structure = jax.tree.flatten(like)
+    key, obs = jax.eval_shape(lambda: jax.random.key(0)), envs.bind(config).transition.obs
+
+    def acting(leaves: list[Any], key: Any, obs: Any) -> Any:
+        both = []
+        for deterministic in (True, False):
+            policy = algorithm.policy(structure.unflatten(leaves), config, deterministic=deterministic)
+            both.append((policy.memory, policy.act(key, obs, policy.memory)))
+        return both
+
+    exported = jax.export.export(jax.jit(acting), platforms=("cpu",))(leaves, key, obs)
+    return [i for i in exported.module_kept_var_idx if i < len(leaves)]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the arrays of a file."""
+    if not path.is_file():
+        raise PolicyFileError(f"There is no file {path}.")
+    try:
+        with zipfile.ZipFile(path) as file:
+            header = json.loads(file.read(_HEADER))
+            if header["format"] > FORMAT:
+                raise PolicyFileError(
+                    f"{path} is of a later purerl, {header['versions']['purerl']}: it cannot be read by this one."
+                )
+            arrays = {}
+            for i, (place, array) in enumerate(header["arrays"].items()):
+                dtype = jnp.dtype(array["dtype"])
+                arrays[place] = np.frombuffer(file.read(_member(i)), dtype).reshape(array["shape"])
+    except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+        raise PolicyFileError(f"{path} is damaged, or no policy that save_policy wrote: {error}.") from error
+    return header, arrays
+
+
+def _leaf(path: Path, place: str, like: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """One array of the state: the file's, or of what the policy does not read, zeros that take no memory."""
+    data = jax.eval_shape(checkpoint.to_data, like)
+    array = arrays.get(place, np.broadcast_to(np.zeros((), data.dtype), data.shape))
+    if (array.shape, array.dtype) != (data.shape, data.dtype):
+        raise PolicyFileError(
+            f"{path} is of another version: state{place} is {array.dtype}{list(array.shape)} there and "
+            f"{data.dtype}{list(data.shape)} here."
+        )
+    return array if place not in arrays and data.dtype == like.dtype else checkpoint.from_data(array, like)
+
+
+def _member(index: int) -> str:
+    return f"array_{index:04d}"
