@@ -36,6 +36,7 @@ _HOMES = {name: f"purerl.algorithms.{name}" for name in ALGORITHMS} | {
     "save_policy": "purerl.run.policy_file:save_policy",
     "evaluate": "purerl.run.evaluate:evaluate",
     "export_policy": "purerl.run.export:export_policy",
+    "train_and_evaluate": "purerl.run.evaluate:train_and_evaluate",
     "tuned": "purerl.run.settings:tuned",
     "use_all_cores": "purerl.run.runner:use_all_cores",
 }

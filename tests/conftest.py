@@ -1,8 +1,11 @@
 """Set-up that must come before the first import of purerl and the first JAX operation."""
 
+import atexit
 import importlib
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Iterator
 
 os.environ["MPLBACKEND"] = "Agg"
@@ -11,6 +14,12 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + (
     " --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
+# What one test compiled another reads, in either worker and in the processes that tests start. For one session: a fresh
+# checkout is tested as any other.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="purerl-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import jax
 import pytest

@@ -126,6 +126,21 @@ def test_export_writes_a_program_or_a_policy(
         assert policy(jax.random.key(0), obs) == program.call(obs) == loaded(jax.random.key(0), obs)
 
 
+def test_the_best_policies_are_evaluated_rendered_and_exported(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    out = str(tmp_path / "run")
+    call(monkeypatch, "train", "ppo", *TINY, "--eval-every", "32", "--eval-episodes", "2", "--out", out)
+    call(monkeypatch, "train", "--resume", out)
+    run, shown = runner.load(out), list[Any]()
+    monkeypatch.setattr(cli, "_evaluations", lambda run, **_: shown.append(run.states) or np.ones((3, 2)))
+    call(monkeypatch, "evaluate", out, "--best", "--num-episodes", "2")
+    tiny.assert_same_bits(shown[0], run.best)
+    assert "best policies" in capsys.readouterr().out
+    call(monkeypatch, "export", out, "--best", "--seed", "1", "--out", str(tmp_path / "one.policy"))
+    assert (tmp_path / "one.policy").read_bytes() == (tmp_path / "run/checkpoints/best/1.policy").read_bytes()
+
+
 def test_several_runs_leave_each_curve_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = (folder / "curve.png").read_bytes()
     call(monkeypatch, "plot", str(folder), str(folder))
@@ -303,6 +318,9 @@ def test_an_interrupt_while_it_compiles_is_one_line(tmp_path: Path) -> None:
         ("plot FOLDER --metric nonsense", "no column 'nonsense'"),
         ("render FOLDER --seed 9", "has no seed 9"),
         ("export FOLDER --seed 9", "has no seed 9"),
+        ("evaluate FOLDER --best", "has no best policies: they come with purerl train ... --eval-every STEPS"),
+        ("train ppo --eval-episodes 3", "eval_episodes is 3, but there are no evaluations: say eval_every"),
+        ("train ppo --eval-every 0", "eval_every must be at least 1, but is 0"),
         ("export FOLDER --out FOLDER/config.json", "config.json exists already"),
         ("evaluate FOLDER --num-episodes 0", "num_episodes must be at least 1, but is 0"),
         ("train ./missing.py", "There is no file"),

@@ -109,7 +109,7 @@ def test_a_checkpoint_that_its_run_removes_meanwhile_is_no_damage(
         return load(path, like)
 
     monkeypatch.setattr(checkpoint, "load", overtaken)
-    like = runner._states_like(value_iteration, CONFIG, len(tiny.SEEDS))
+    like = (runner._states_like(value_iteration, CONFIG, len(tiny.SEEDS)), None)
     step, _, problems = checkpoint.load_latest(folder / "checkpoints", like)
     assert step == last + 2 and not problems
 

@@ -17,6 +17,7 @@ import purerl
 from purerl import envs, mdp, ppo, render, sac
 from purerl.core.types import Policy
 from purerl.run import export, policy_file
+from purerl.run.acting import acting_leaves
 from purerl.run.errors import RunError
 from tests import tiny
 
@@ -102,14 +103,14 @@ def test_nothing_is_overwritten_and_nothing_is_left_half(
         purerl.save_policy(saved, ppo, state_of(ppo, config), config)
     written = zipfile.ZipFile.writestr
 
-    def full(file: Any, name: str, content: Any) -> None:
-        if name.endswith("1"):
+    def full(file: Any, name: zipfile.ZipInfo, content: Any) -> None:
+        if name.filename.endswith("1"):
             raise OSError(28, "No space left on device")
         written(file, name, content)
 
     monkeypatch.setattr(zipfile.ZipFile, "writestr", full)
     with pytest.raises(OSError, match="No space left"):
-        policy_file.write(saved, ppo, policy_file.acting_leaves(ppo, state_of(ppo, config), config), config)
+        policy_file.write(saved, ppo, acting_leaves(ppo, state_of(ppo, config), config), config)
     assert saved.read_bytes() == before and list(tmp_path.iterdir()) == [saved]
 
 

@@ -42,6 +42,10 @@ class TrainOptions:
     """Seeds that a device runs vmapped; the others wait their turn. Not given: 1 on a CPU, else as many as fit."""
     checkpoint_seconds: float = 30.0
     """Least time between checkpoints."""
+    eval_every: int | None = None
+    """Env steps of a seed from one evaluation of the greedy policy to the next; not given: none."""
+    eval_episodes: int | None = None
+    """Episodes of each evaluation; not given: 32."""
     tensorboard: bool = False
     """Write TensorBoard logs too."""
     wandb: bool = False
@@ -54,6 +58,8 @@ class EvaluateOptions:
 
     folder: Annotated[str, tyro.conf.Positional]
     """Folder of the run."""
+    best: bool = False
+    """The best policy of each seed, of a run with --eval-every, in place of the final one."""
     num_episodes: int = 128
     """Episodes a seed."""
     stochastic: bool = False
@@ -80,6 +86,8 @@ class RenderOptions:
 
     folder: Annotated[str, tyro.conf.Positional]
     """Folder of the run."""
+    best: bool = False
+    """The best policy of each seed, of a run with --eval-every, in place of the final one."""
     seed: int | None = None
     """Which seed's policy; the run's first where not given."""
     episode: int = 0
@@ -97,6 +105,8 @@ class ExportOptions:
 
     folder: Annotated[str, tyro.conf.Positional]
     """Folder of the run."""
+    best: bool = False
+    """The best policy of each seed, of a run with --eval-every, in place of the final one."""
     seed: int | None = None
     """Which seed's policy; the run's first where not given."""
     stochastic: bool = False
@@ -202,6 +212,8 @@ def train(arguments: list[str]) -> None:
         resume=resume is not None,
         seeds_at_once=options.seeds_at_once,
         checkpoint_seconds=options.checkpoint_seconds,
+        eval_every=options.eval_every,
+        eval_episodes=options.eval_episodes,
         loggers=[name for name in logs.NAMES if getattr(options, name)],
     )
     if run.stop_signal is not None:
@@ -217,6 +229,7 @@ def _stored(name: str | None, folder: str) -> tuple[Any, Any, TrainOptions]:
     algorithm, config, seeds, before = run_folder.load(folder, given)
     options = TrainOptions(**_seed_options(seeds))
     options.tensorboard, options.wandb = ("tensorboard" in before.loggers), ("wandb" in before.loggers)
+    options.eval_every, options.eval_episodes = before.eval_every, before.eval_episodes
     return algorithm, config, options
 
 
@@ -373,13 +386,14 @@ def _evaluations(run: runner.Run, *, num_episodes: int, deterministic: bool, see
 def evaluate(arguments: list[str]) -> None:
     """`purerl evaluate DIR`."""
     options = tyro.cli(EvaluateOptions, args=arguments, prog="purerl evaluate")
-    run = runner.load(options.folder)
+    run = _loaded(options.folder, options.best)
     returns = _evaluations(
         run, num_episodes=options.num_episodes, deterministic=not options.stochastic, seed=options.seed
     )
     from purerl.run.plot import bootstrap_interval, iqm
 
-    table = Table(title=f"{_title(run)}, update {run.updates}, {options.num_episodes} episodes a seed")
+    which = "best policies" if options.best else f"update {run.updates}"
+    table = Table(title=f"{_title(run)}, {which}, {options.num_episodes} episodes a seed")
     for heading in ("seed", "mean return", "standard deviation", "lowest", "highest"):
         table.add_column(heading, justify="right")
     for seed, x in zip(run.seeds, returns, strict=True):
@@ -417,7 +431,7 @@ def render(arguments: list[str]) -> None:
     options = tyro.cli(RenderOptions, args=arguments, prog="purerl render")
     from purerl.run import render as rendering
 
-    run = runner.load(options.folder)
+    run = _loaded(options.folder, options.best)
     state = _state_of(run, options.folder, options.seed)
     key = jax.random.key(options.episode)
     path = options.out or Path(options.folder) / "episode"
@@ -427,7 +441,7 @@ def render(arguments: list[str]) -> None:
 def export(arguments: list[str]) -> None:
     """`purerl export DIR`."""
     options = tyro.cli(ExportOptions, args=arguments, prog="purerl export")
-    run = runner.load(options.folder)
+    run = _loaded(options.folder, options.best)
     state = _state_of(run, options.folder, options.seed)
     path = Path(options.out or Path(options.folder) / "policy.stablehlo")
     if path.suffix == ".policy":
@@ -436,6 +450,14 @@ def export(arguments: list[str]) -> None:
     purerl.export_policy(path, run.algorithm, state, run.config, deterministic=not options.stochastic)
     obs = purerl.envs.bind(run.config).transition.obs
     print(f"Policy: {path}, for jax.export.deserialize; its obs is {obs.dtype}{list(obs.shape)}")
+
+
+def _loaded(folder: str, best: bool) -> runner.Run:
+    """A run's folder, with the final policies or the best ones. Raises RunError where there are no best ones."""
+    run = runner.load(folder)
+    if best and run.best is None:
+        raise runner.RunError(f"{folder} has no best policies: they come with purerl train ... --eval-every STEPS.")
+    return run._replace(states=run.best) if best else run
 
 
 def _state_of(run: runner.Run, folder: str, seed: int | None) -> Any:

@@ -1,14 +1,18 @@
-"""How good a policy is, over a fixed number of whole episodes."""
+"""How good a policy is, over a fixed number of whole episodes: at the end of a training, or all along it."""
 
+import bisect
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from purerl import envs
 from purerl.core.rollout import Evaluation, episodes
-from purerl.core.types import PRNGKey
+from purerl.core.types import Array, Metrics, PRNGKey
+from purerl.run.acting import acting_leaves, leaves_at, with_leaves
+
+_STREAM = 0x6576616C  # sets the randomness of evaluations apart from that of the training, whose key they come from
 
 
 def check_state(algorithm: Any, state: Any, config: Any) -> None:
@@ -66,3 +70,97 @@ def _evaluate(
     check_state(algorithm, state, config)
     policy = algorithm.policy(state, config, deterministic=deterministic)
     return episodes(key, envs.bind(config), policy, num_episodes, max_steps)
+
+
+class Evaluated(NamedTuple):
+    """What `train_and_evaluate` returns.
+
+    state, metrics: as `train` returns them. eval_return: mean return of each evaluation, `[E]`. eval_updates: how many
+    updates came before it, `[E]`. best: the state with its policy as it was at the best evaluation; all else is final.
+    """
+
+    state: Any
+    metrics: Metrics
+    eval_return: Array
+    eval_updates: Array
+    best: Any
+
+
+class Best(NamedTuple):
+    """The best policy so far: its mean return, -inf before any, and what it reads of its state."""
+
+    eval_return: Array
+    leaves: dict[str, Any]
+
+
+def train_and_evaluate(
+    algorithm: Any, key: PRNGKey, config: Any, *, eval_every: int, eval_episodes: int = 32
+) -> Evaluated:
+    """`algorithm.train(key, config)` with its greedy policy evaluated all along, jitted; it may be vmapped as `train`.
+
+    eval_every: env steps (updates, of an algorithm that takes none) from one evaluation to the next; each comes after
+    the update that completes them, and the last after the last update. eval_episodes: whole episodes each, whose
+    randomness is not the training's, so that the state is the one that `train` gives.
+    Raises ValueError where either is less than 1.
+    """
+    check_evaluations(eval_every, eval_episodes)
+    return _train_and_evaluate(algorithm, key, envs.with_tables(config), eval_every, eval_episodes)
+
+
+def check_evaluations(eval_every: int, eval_episodes: int) -> None:
+    """Raises ValueError where there cannot be as many."""
+    for field, value in (("eval_every", eval_every), ("eval_episodes", eval_episodes)):
+        if value < 1:
+            raise ValueError(f"{field} must be at least 1, but is {value}.")
+
+
+def evaluated_updates(config: Any, eval_every: int) -> list[int]:
+    """The numbers of updates after which a training is evaluated, ascending; the last is that of all."""
+    last, found = config.num_updates, list[int]()
+    steps = config.env_steps if config.env_steps(last) else lambda updates: updates
+    while not found or found[-1] < last:
+        due = (steps(found[-1]) // eval_every + 1) * eval_every if found else eval_every
+        found.append(min(last, 1 + bisect.bisect_left(range(1, last + 1), due, key=steps)))
+    return found
+
+
+def first_best(algorithm: Any, state: Any, config: Any) -> Best:
+    """Before any evaluation, of one seed."""
+    return Best(jnp.float32(-jnp.inf), acting_leaves(algorithm, state, config))
+
+
+def evaluated(
+    algorithm: Any, state: Any, config: Any, key: PRNGKey, update: Array, best: Best, num_episodes: int
+) -> tuple[Best, Array]:
+    """The best policy after the evaluation that comes after so many updates, and its mean return; of one seed.
+
+    key: the one that the training began with.
+    """
+    eval_key = jax.random.fold_in(jax.random.fold_in(key, _STREAM), update)
+    policy = algorithm.policy(state, config, deterministic=True)
+    value = episodes(eval_key, envs.bind(config), policy, num_episodes).returns.mean()
+    now = Best(value, leaves_at(state, best.leaves))
+    return jax.tree.map(lambda new, old: jnp.where(value > best.eval_return, new, old), now, best), value
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3, 4))
+def _train_and_evaluate(algorithm: Any, key: PRNGKey, config: Any, eval_every: int, eval_episodes: int) -> Evaluated:
+    state, update = algorithm.init(key, config), jax.jit(algorithm.update)
+    shapes = jax.eval_shape(update, state, config)[1]
+    metrics = jax.tree.map(lambda x: jnp.zeros((config.num_updates, *x.shape), x.dtype), shapes)
+    updates = jnp.array(evaluated_updates(config, eval_every))
+
+    def one(i: Array, training: Any) -> Any:
+        state, row = update(training[0], config)
+        return state, jax.tree.map(lambda rows, x: rows.at[i].set(x), training[1], row)
+
+    def until(carry: Any, span: Any) -> Any:
+        training, best = carry
+        training = jax.lax.fori_loop(span[0], span[1], one, training)
+        best, value = evaluated(algorithm, training[0], config, key, span[1], best, eval_episodes)
+        return (training, best), value
+
+    spans = jnp.concatenate([jnp.zeros(1, updates.dtype), updates[:-1]]), updates
+    start = ((state, metrics), first_best(algorithm, state, config))
+    ((state, metrics), best), values = jax.lax.scan(until, start, spans)
+    return Evaluated(state, metrics, values, updates, with_leaves(state, best.leaves))

@@ -1,7 +1,8 @@
 """A run's folder: config.json, which says what the run is, and whether a training may go on in it.
 
 config.json holds the algorithm, its Config, seeds, how it was run and by which versions; metrics.csv one row a seed and
-update; checkpoints/ the last two states. Another file, .lock, keeps a second writer out.
+update; checkpoints/ the last two states and, of a run that is evaluated all along, the best policies. Another file,
+.lock, keeps a second writer out.
 """
 
 import dataclasses
@@ -20,16 +21,21 @@ from purerl import envs
 from purerl.run import lock, objects, provenance
 from purerl.run.errors import RunError
 
-CONFIG, METRICS, CHECKPOINTS = "config.json", "metrics.csv", "checkpoints"
+CONFIG, METRICS, CHECKPOINTS, BEST = "config.json", "metrics.csv", "checkpoints", "best"
 _PARTIAL = f"{CONFIG}.tmp"  # what a kill while it is written leaves
 _JSON = (str, int, float, bool, type(None), list, tuple)
 
 
 class Options(NamedTuple):
-    """How a run was run, so that it goes on alike. seeds_at_once: on each device. loggers: names."""
+    """How a run was run, so that it goes on alike.
+
+    seeds_at_once: on each device. loggers: names. eval_every: None where it is not evaluated all along.
+    """
 
     seeds_at_once: int | None = None
     loggers: tuple[str, ...] = ()
+    eval_every: int | None = None
+    eval_episodes: int | None = None
 
 
 def check_free(folder: Path) -> None:
@@ -97,8 +103,7 @@ def load(
     """
     path, content = Path(folder) / CONFIG, read(folder)
     algorithm, config = configuration(path, content, algorithm, **given)
-    options = content.get("options", {})
-    return algorithm, config, content["seeds"], Options(options.get("seeds_at_once"), tuple(options.get("loggers", ())))
+    return algorithm, config, content["seeds"], _options(content)
 
 
 def configuration(
@@ -140,8 +145,13 @@ def check_same(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int
     before, now = content.get("versions", {}), provenance.versions()
     changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
     said = [f"Other code than it was begun with, so that numbers may differ: {'; '.join(changed)}."] if changed else []
-    options = content.get("options", {})
-    return Options(options.get("seeds_at_once"), tuple(options.get("loggers", ()))), said
+    return _options(content), said
+
+
+def _options(content: dict[str, Any]) -> Options:
+    stored = content.get("options", {})
+    known = {name: stored[name] for name in Options._fields if name in stored}
+    return Options(**{**known, "loggers": tuple(known.get("loggers", ()))})
 
 
 def config_dict(config: Any) -> dict[str, Any]:

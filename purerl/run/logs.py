@@ -13,12 +13,13 @@ import numpy as np
 from purerl.run.errors import RunError
 
 NAMES = {"tensorboard": "tensorboardX", "wandb": "wandb"}  # loggers by name, with the package that each needs
+EVAL_RETURN = "eval_return"  # NaN in the rows of updates that no evaluation followed
 _COUNTERS = ("seed", "update", "env_steps")
 
 
 def headline(metrics: Iterable[str]) -> str:
     """The metric to show of a run: the return of its episodes, or the first one of an algorithm that never acts."""
-    names = [name for name in metrics if name not in _COUNTERS]
+    names = [name for name in metrics if name not in (*_COUNTERS, EVAL_RETURN)]
     return "episode_return" if "episode_return" in names else names[0]
 
 
@@ -137,7 +138,8 @@ class WandbLogger:
         row: dict[str, float] = {"env_steps": env_steps}
         for name, values in metrics.items():
             finite = values[np.isfinite(values)]
-            row |= {f"{name}/seed_{seed}": float(value) for seed, value in zip(seeds, values, strict=True)}
+            per_seed = zip(seeds, values, strict=True)
+            row |= {f"{name}/seed_{seed}": float(value) for seed, value in per_seed if np.isfinite(value)}
             row |= {name: float(finite.mean())} if finite.size else {}
         self.run.log(row, step=update)
 

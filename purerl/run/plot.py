@@ -49,17 +49,18 @@ def smooth(metrics: Mapping[str, Any], name: str, points: int = 100) -> tuple[np
     """A metric of one or many seeds in at most `points` windows of equal length.
 
     metrics: as `train` returns them, each `[num_updates]` or `[num_seeds, num_updates]`. Means over episodes count each
-    episode once; a window in which no episode ended keeps the value before it, and windows before the first are NaN.
-    Any other NaN is a training that diverged: it makes its window NaN and all after it.
+    episode once; a window in which no episode ended, or no evaluation took place, keeps the value before it, and those
+    before the first are NaN. Any other NaN is a training that diverged: it makes its window NaN and all after it.
     Returns the index of each window's last update (from 1), `[W]`, and the values, `[num_seeds, W]`. Raises ValueError
     where a metric has more axes.
     """
     values = np.atleast_2d(np.asarray(metrics[name], float))
     if values.ndim > 2:
         raise ValueError(f"{name} must be [updates] or [seeds, updates], but is {list(values.shape)}.")
-    weights = (
-        np.atleast_2d(np.asarray(metrics["episodes"], float)) if name.startswith("episode_") else np.ones_like(values)
-    )
+    if name.startswith("episode_"):
+        weights = np.atleast_2d(np.asarray(metrics["episodes"], float))
+    else:
+        weights = np.isfinite(values).astype(float) if name == logs.EVAL_RETURN else np.ones_like(values)
     ends = np.unique(np.linspace(0, values.shape[1], min(points, values.shape[1]) + 1).round().astype(int))
     sums = np.add.reduceat(np.where(weights > 0, values * weights, 0.0), ends[:-1], axis=1)
     counts = np.add.reduceat(weights, ends[:-1], axis=1)
@@ -140,7 +141,10 @@ def _curves(
 
 
 def runs(folders: Sequence[str | Path], *, name: str | None = None, ax: Axes | None = None) -> Axes:
-    """The learning curves of several run folders in one picture, seeds in the legend; name: as in `learning_curve`."""
+    """The learning curves of several run folders in one picture, seeds in the legend; name: as in `learning_curve`.
+
+    Where no metric is named, the evaluations of a run that was evaluated all along are a dashed line of its color.
+    """
     ax = plt.subplots(figsize=(8, 4.5), layout="constrained")[1] if ax is None else ax
     for folder in folders:
         metrics = read_metrics(folder)
@@ -149,9 +153,25 @@ def runs(folders: Sequence[str | Path], *, name: str | None = None, ax: Axes | N
             raise RunError(f"{folder}/metrics.csv has no column {column!r}; it has {', '.join(metrics)}.")
         label = run_folder.label(folder)
         label = f"{Path(folder).name}: {label}" if len(folders) > 1 else label
+        before = len(ax.lines)
         learning_curve(metrics, name=column, label=label, ax=ax, show_seeds=len(folders) == 1)
+        if name is None and logs.EVAL_RETURN in metrics:
+            _evaluations(ax, metrics, f"{label}, greedy policy", ax.lines[before].get_color())
     ax.set_title("IQM over seeds, 95 % bootstrap interval", fontsize="medium")
     return ax
+
+
+def _evaluations(ax: Axes, metrics: Mapping[str, np.ndarray], label: str, color: Any) -> None:
+    """The IQM over seeds of each evaluation, with its band where there are several."""
+    there = np.isfinite(metrics[logs.EVAL_RETURN]).all(0)
+    if not there.any():
+        return
+    values = metrics[logs.EVAL_RETURN][:, there]
+    x = (metrics["env_steps"] if metrics["env_steps"].any() else metrics["update"])[0, there]
+    ax.plot(x, iqm(values), "o--", lw=1.2, ms=3, color=color, label=label)
+    if len(values) > 1:
+        ax.fill_between(x, *bootstrap_interval(values), color=color, alpha=0.1, lw=0)
+    ax.legend(frameon=False)
 
 
 def value_map(

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from purerl import envs
 from purerl.core.types import Policy
 from purerl.run import checkpoint, objects, provenance
 from purerl.run import folder as run_folder
+from purerl.run.acting import acting_leaves, read_by_policy
 from purerl.run.errors import RunError
 from purerl.run.evaluate import check_state
 
@@ -56,16 +56,6 @@ def load_policy(
     return policy
 
 
-def acting_leaves(algorithm: ModuleType, state: Any, config: Any) -> dict[str, Any]:
-    """The arrays of a state, by their place in it, on which its policy's actions depend, greedy or drawn.
-
-    state: of one seed, or shapes. Where states have leading axes, their arrays do.
-    """
-    places, leaves = zip(*jax.tree_util.tree_leaves_with_path(state), strict=True)
-    read = _read_by_policy(algorithm, config)
-    return {jax.tree_util.keystr(places[i]): leaves[i] for i in read}
-
-
 def write(path: Path, algorithm: ModuleType, leaves: dict[str, Any], config: Any) -> None:
     """Writes a policy's file, in place of one that is there, whole or not at all."""
     arrays = {place: np.asarray(checkpoint.to_data(leaf)) for place, leaf in leaves.items()}
@@ -79,9 +69,13 @@ def write(path: Path, algorithm: ModuleType, leaves: dict[str, Any], config: Any
     partial = path.with_name(f".{path.name}.tmp")
     try:
         with zipfile.ZipFile(partial, "w") as file:
-            file.writestr(_HEADER, json.dumps(header, indent=2))
-            for i, array in enumerate(arrays.values()):
-                file.writestr(_member(i), np.ascontiguousarray(array).tobytes())
+            contents = [np.ascontiguousarray(array).tobytes() for array in arrays.values()]
+            members = {
+                _HEADER: json.dumps(header, indent=2).encode(),
+                **{_member(i): x for i, x in enumerate(contents)},
+            }
+            for name, content in members.items():
+                file.writestr(zipfile.ZipInfo(name), content)  # of no date, so that the same policy is the same file
         with partial.open("rb+") as written:
             os.fsync(written.fileno())
         partial.replace(path)
@@ -96,29 +90,12 @@ def load(path: str | Path, algorithm: ModuleType | None = None, **given: Any) ->
     algorithm, config = run_folder.configuration(path, header, algorithm, **given)
     like = jax.eval_shape(algorithm.init, jax.random.key(0), config)
     places, structure = jax.tree_util.tree_leaves_with_path(like), jax.tree.structure(like)
-    needed = {jax.tree_util.keystr(places[i][0]) for i in _read_by_policy(algorithm, config)}
+    needed = {jax.tree_util.keystr(places[i][0]) for i in read_by_policy(algorithm, config)}
     if needed != arrays.keys():
         name, differing = objects.short_name(algorithm), ", ".join(sorted(needed ^ arrays.keys()))
         raise PolicyFileError(f"{path} is of another version of {name}, whose policy reads other arrays: {differing}.")
     state = [_leaf(path, jax.tree_util.keystr(place), leaf, arrays) for place, leaf in places]
     return algorithm, config, structure.unflatten(state)
-
-
-def _read_by_policy(algorithm: ModuleType, config: Any) -> list[int]:
-    """Which leaves of a state are left in the program that acts, where XLA's lowering drops what nothing reads."""
-    like = jax.eval_shape(algorithm.init, jax.random.key(0), config)
-    leaves, structure = jax.tree.flatten(like)
-    key, obs = jax.eval_shape(lambda: jax.random.key(0)), envs.bind(config).transition.obs
-
-    def acting(leaves: list[Any], key: Any, obs: Any) -> Any:
-        both = []
-        for deterministic in (True, False):
-            policy = algorithm.policy(structure.unflatten(leaves), config, deterministic=deterministic)
-            both.append((policy.memory, policy.act(key, obs, policy.memory)))
-        return both
-
-    exported = jax.export.export(jax.jit(acting), platforms=("cpu",))(leaves, key, obs)
-    return [i for i in exported.module_kept_var_idx if i < len(leaves)]
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

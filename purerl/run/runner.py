@@ -26,10 +26,12 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from purerl import envs
-from purerl.run import checkpoint, logs, memory
+from purerl.run import checkpoint, logs, memory, policy_file
 from purerl.run import folder as run_folder
+from purerl.run.acting import with_leaves
 from purerl.run.devices import use_all_cores
 from purerl.run.errors import NonFiniteError, RunError, StoppedError
+from purerl.run.evaluate import Best, check_evaluations, evaluated, evaluated_updates, first_best
 from purerl.run.lock import lock
 from purerl.run.logs import CsvLogger, Logger
 from purerl.run.progress import Progress
@@ -45,7 +47,8 @@ class Run(NamedTuple):
 
     states: each leaf `[num_seeds, ...]`. metrics: numpy `[num_seeds, updates]` of this call. updates: done in all.
     finished: false where a signal ended it early, whose number is stop_signal. compile_seconds, run_seconds: of this
-    call.
+    call, evaluations apart. best: of a run that is evaluated all along the states with their policies as they were at
+    the best evaluation of each seed, else None.
     """
 
     algorithm: ModuleType
@@ -58,6 +61,7 @@ class Run(NamedTuple):
     compile_seconds: float
     run_seconds: float
     stop_signal: int | None = None
+    best: Any = None
 
 
 def train(
@@ -69,6 +73,8 @@ def train(
     resume: bool = False,
     seeds_at_once: int | None = None,
     checkpoint_seconds: float = 30.0,
+    eval_every: int | None = None,
+    eval_episodes: int | None = None,
     loggers: Sequence[str | Callable[[], Logger]] = (),
     progress: bool = True,
     say: Callable[[str], None] = print,
@@ -78,7 +84,11 @@ def train(
     out: folder for config.json, metrics.csv and checkpoints; None keeps nothing on disk. resume: go on from the newest
     checkpoint in `out`, or from the start where there is none yet. seeds_at_once: how many a device runs vmapped; None
     means as before where it goes on, else one on a CPU and as many as fit on an accelerator. checkpoint_seconds: least
-    time between checkpoints; there is always one at the start and at the end. loggers: "tensorboard" and "wandb", which
+    time between checkpoints; there is always one at the start and at the end. eval_every: env steps of a seed (updates,
+    of an algorithm that takes none) from one evaluation of the greedy policies to the next, as in
+    `purerl.train_and_evaluate`: the metric eval_return, NaN where there was none, and the best policy of each seed, in
+    `out` as checkpoints/best/<seed>.policy for `purerl.load_policy`. eval_episodes: in each, 32 where not given. Where
+    it goes on, both are as before. loggers: "tensorboard" and "wandb", which
     write to `out`, or functions that open one each, called when nothing stands in the way of the run. say: takes
     one-line messages.
 
@@ -88,9 +98,13 @@ def train(
     _check_algorithm(algorithm, config)
     seeds, folder = _whole_numbers(seeds), None if out is None else Path(out)
     _check_arguments(seeds, folder, resume, seeds_at_once, loggers)
+    options = run_folder.Options(seeds_at_once, tuple(name for name in loggers if isinstance(name, str)))
+    if eval_every is not None or eval_episodes is not None:
+        options = options._replace(eval_every=eval_every, eval_episodes=eval_episodes or 32)
+        _check_evaluations(eval_every, eval_episodes)
     if folder is not None and resume:
         before, changed = run_folder.check_same(folder, algorithm, config, seeds)
-        seeds_at_once = _as_before(before, seeds_at_once, changed, say)
+        options = _as_before(before, options, changed, say)
     elif folder is not None:
         run_folder.check_free(folder)
     with contextlib.ExitStack() as stack:
@@ -99,15 +113,14 @@ def train(
         if folder is not None and resume:
             stack.enter_context(_disk(folder))
             stack.enter_context(lock(folder, say))
-        loop = _Loop(algorithm, config, seeds, folder, seeds_at_once, checkpoint_seconds, loggers, progress, say)
+        loop = _Loop(algorithm, config, seeds, folder, options, checkpoint_seconds, loggers, progress, say)
         loop.check_memory()
         if folder is not None and not resume:
             run_folder.make(folder)
             stack.enter_context(_disk(folder))
             stack.enter_context(lock(folder, say))
             run_folder.check_free(folder)  # another process may have begun here while this one compiled
-            named = tuple(logger for logger in loggers if isinstance(logger, str))
-            run_folder.write(folder, algorithm, config, seeds, run_folder.Options(loop.batch_size, named))
+            run_folder.write(folder, algorithm, config, seeds, options._replace(seeds_at_once=loop.batch_size))
         return loop.run(resume, signals)
 
 
@@ -118,10 +131,12 @@ def load(out: str | Path, *, algorithm: ModuleType | None = None, **objects: Any
     them. It writes nothing, so that the run may be in progress. Raises RunError where the folder holds no run or
     something has to be given, and CheckpointError where there is no checkpoint that can be read.
     """
-    algorithm, config, seeds, _ = run_folder.load(out, algorithm, **objects)
-    like = _states_like(algorithm, config, len(seeds))
-    updates, states, _ = checkpoint.load_latest(Path(out) / run_folder.CHECKPOINTS, like)
-    return Run(algorithm, config, seeds, states, {}, updates, updates == config.num_updates, 0.0, 0.0)
+    algorithm, config, seeds, options = run_folder.load(out, algorithm, **objects)
+    like = _saved_like(algorithm, config, len(seeds), options)
+    updates, (states, best), _ = checkpoint.load_latest(Path(out) / run_folder.CHECKPOINTS, like)
+    best_states = None if best is None else with_leaves(states, best.leaves)
+    finished = updates == config.num_updates
+    return Run(algorithm, config, seeds, states, {}, updates, finished, 0.0, 0.0, best=best_states)
 
 
 def _check_algorithm(algorithm: Any, config: Any) -> None:
@@ -155,15 +170,29 @@ def _check_arguments(
         raise RunError(f"The logger {named[0]} writes to the run's folder: name one with out.")
 
 
+def _check_evaluations(eval_every: int | None, eval_episodes: int | None) -> None:
+    if eval_every is None:
+        raise RunError(f"eval_episodes is {eval_episodes}, but there are no evaluations: say eval_every.")
+    check_evaluations(eval_every, 1 if eval_episodes is None else eval_episodes)
+
+
 def _as_before(
-    before: run_folder.Options, seeds_at_once: int | None, changed: list[str], say: Callable[[str], None]
-) -> int | None:
-    """How many seeds at once a run goes on with; says what else than before may change its numbers."""
+    before: run_folder.Options, options: run_folder.Options, changed: list[str], say: Callable[[str], None]
+) -> run_folder.Options:
+    """How a run goes on; says what else than before may change its numbers.
+
+    Raises RunError where it should be evaluated otherwise than before, since its files have one column and one best.
+    """
+    for name in ("eval_every", "eval_episodes"):
+        now, then = getattr(options, name), getattr(before, name)
+        if options.eval_every is not None and now != then:
+            raise RunError(f"The run began with {name} = {then} and cannot go on with {now}: leave it out.")
+    seeds_at_once = options.seeds_at_once
     if before.seeds_at_once is not None and seeds_at_once not in (None, before.seeds_at_once):
         changed = [*changed, f"seeds_at_once is {seeds_at_once} and was {before.seeds_at_once}: numbers may differ."]
     for line in changed:
         say(line)
-    return before.seeds_at_once if seeds_at_once is None else seeds_at_once
+    return before if seeds_at_once is None else before._replace(seeds_at_once=seeds_at_once)
 
 
 @contextlib.contextmanager
@@ -231,7 +260,7 @@ class _Loop:
         config: Any,
         seeds: list[int],
         folder: Path | None,
-        seeds_at_once: int | None,
+        options: run_folder.Options,
         checkpoint_seconds: float,
         loggers: Sequence[str | Callable[[], Logger]],
         progress: bool,
@@ -242,6 +271,9 @@ class _Loop:
         self.checkpoint_seconds, self.progress, self.say = checkpoint_seconds, progress, say
         self.to_open, self.loggers = loggers, list[Logger]()
         self.max_chunk = min(config.num_updates, _MAX_CHUNK)
+        self.options, self.best, self.best_on_disk = options, None, dict[int, float]()
+        every = options.eval_every
+        self.evaluations = [] if every is None else evaluated_updates(config, every)
         self.compile_seconds = self.run_seconds = 0.0
         num_devices = min(len(jax.devices()), len(seeds))
         self.mesh = jax.make_mesh((num_devices,), ("seeds",), axis_types=(AxisType.Auto,))
@@ -249,6 +281,7 @@ class _Loop:
         # A device short of seeds would idle anyway; it repeats the last seed, and the copy is dropped on the way out.
         self.padding = -len(seeds) % num_devices
         most = (len(seeds) + self.padding) // num_devices
+        seeds_at_once = options.seeds_at_once
         if seeds_at_once is None:
             platform, free = jax.devices()[0].platform, memory.free_bytes(jax.devices())
             seeds_at_once = memory.seeds_at_once(platform, most, self.needed_bytes, free)
@@ -281,10 +314,10 @@ class _Loop:
     def run(self, resume: bool, signals: _Signals) -> Run:
         started = time.perf_counter()
         advance = self.advance(self.batch_size)
-        updates, states = self.restore(self.folder) if resume and self.folder else (0, self.initial_states())
-        jax.block_until_ready(states)
+        updates, states, self.best = self.restore(self.folder) if resume and self.folder else self.initial()
+        jax.block_until_ready((states, self.best))
         self.compile_seconds += time.perf_counter() - started
-        names = jax.eval_shape(self.algorithm.update, self.one_state(), self.config)[1]
+        names = [*advance.out_info[1], *([logs.EVAL_RETURN] if self.evaluations else [])]
         try:
             self.open_loggers(names, updates, resume)
             self.save(updates, states)
@@ -302,7 +335,10 @@ class _Loop:
             by = "" if signals.number is None else f" by {signal.Signals(signals.number).name}"
             self.say(f"Stopped{by} after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
         states, times = self.unpad(states), (self.compile_seconds, self.run_seconds)
-        return Run(self.algorithm, self.config, self.seeds, states, metrics, updates, finished, *times, signals.number)
+        best = None if self.best is None else with_leaves(states, self.unpad(self.best).leaves)
+        return Run(
+            self.algorithm, self.config, self.seeds, states, metrics, updates, finished, *times, signals.number, best
+        )
 
     def open_loggers(self, names: Any, updates: int, resume: bool) -> None:
         """The metrics file first, then what was asked for; all keep the rows up to `updates`."""
@@ -329,13 +365,18 @@ class _Loop:
         history, chunk, saved_at = [], 1, time.perf_counter()
         with Progress(self.algorithm, self.config, len(self.seeds), updates, enabled=self.progress) as bar:
             while updates < self.config.num_updates and signals.number is None:
-                chunk = min(chunk, self.max_chunk, self.config.num_updates - updates)
+                until = next((update for update in self.evaluations if update > updates), self.config.num_updates)
+                chunk = min(chunk, self.max_chunk, until - updates)
                 started = time.perf_counter()
                 states, metrics, finite = jax.block_until_ready(advance(states, self.argument, np.int32(chunk)))
                 seconds = time.perf_counter() - started
                 self.run_seconds += seconds
                 rows = {name: np.asarray(x)[: len(self.seeds), :chunk] for name, x in metrics.items()}
                 self.check_finite(updates, rows, np.asarray(finite)[: len(self.seeds)])
+                if self.evaluations:
+                    rows[logs.EVAL_RETURN] = np.full((len(self.seeds), chunk), np.nan, np.float32)
+                if self.evaluations and updates + chunk == until:
+                    rows[logs.EVAL_RETURN][:, -1] = self.evaluate(states, until)
                 self.log(updates, rows)
                 history.append(rows)
                 updates += chunk
@@ -350,12 +391,23 @@ class _Loop:
     def how_to_go_on(self) -> str:
         return f": go on with --resume {self.folder}" if self.folder else ""
 
-    def one_state(self) -> Any:
-        return jax.eval_shape(self.algorithm.init, jax.random.key(0), self.config)
+    def keys(self) -> Any:
+        return jnp.stack([jax.random.key(seed) for seed in self.seeds + self.seeds[-1:] * self.padding])
 
-    def initial_states(self) -> Any:
-        keys = jnp.stack([jax.random.key(seed) for seed in self.seeds + self.seeds[-1:] * self.padding])
-        return _sharded(self.algorithm, self.mesh, self.batch_size, "init")(keys, self.argument)
+    def initial(self) -> tuple[int, Any, Any]:
+        """Update 0: its states, and the best policies, of which there are none yet."""
+        states = _sharded(self.algorithm, self.mesh, self.batch_size, "init")(self.keys(), self.argument)
+        if not self.evaluations:
+            return 0, states, None
+        best = jax.jit(jax.vmap(lambda state: first_best(self.algorithm, state, self.config)))(states)
+        return 0, states, jax.device_put(best, self.sharding)
+
+    def evaluate(self, states: Any, update: int) -> np.ndarray:
+        """The mean return of each seed, and keeps the best policies. It takes no part in the training."""
+        assert self.options.eval_episodes is not None
+        program = _evaluation(self.algorithm, self.mesh, self.batch_size, self.options.eval_episodes)
+        self.best, values = program(states, self.keys(), self.best, self.argument, np.int32(update))
+        return np.asarray(values)[: len(self.seeds)]
 
     def check_finite(self, updates: int, rows: dict[str, np.ndarray], finite: np.ndarray) -> None:
         losses = {name: x for name, x in rows.items() if not name.startswith("episode")}
@@ -389,30 +441,43 @@ class _Loop:
         for logger in self.loggers:
             logger.flush()  # before the checkpoint, so that its updates are in the file whenever it exists
         try:
-            checkpoint.save_step(self.folder / run_folder.CHECKPOINTS, updates, self.unpad(states))
+            best = None if self.best is None else self.unpad(self.best)
+            checkpoint.save_step(self.folder / run_folder.CHECKPOINTS, updates, (self.unpad(states), best))
+            self.save_best(self.folder / run_folder.CHECKPOINTS / run_folder.BEST, best)
         except checkpoint.CheckpointError as error:
             raise StoppedError(f"{error} What was saved before is kept{self.how_to_go_on()}.") from error
 
-    def restore(self, folder: Path) -> tuple[int, Any]:
+    def save_best(self, folder: Path, best: Best | None) -> None:
+        """Writes the policies that are new since they were written last."""
+        if best is None:
+            return
+        folder.mkdir(exist_ok=True)
+        for i, (seed, value) in enumerate(zip(self.seeds, np.asarray(best.eval_return), strict=True)):
+            if np.isfinite(value) and self.best_on_disk.get(seed) != value:
+                leaves = {place: leaf[i] for place, leaf in best.leaves.items()}
+                policy_file.write(folder / f"{seed}.policy", self.algorithm, leaves, self.config)
+                self.best_on_disk[seed] = float(value)
+
+    def restore(self, folder: Path) -> tuple[int, Any, Any]:
         """The newest checkpoint, or where the run was stopped before its first the states of its seeds."""
         checkpoints = folder / run_folder.CHECKPOINTS
         if not checkpoint.steps(checkpoints):
             for line in checkpoint.set_newer_aside(checkpoints, -1):
                 self.say(line)
             self.say(f"{folder} holds no checkpoint yet: starting from update 0.")
-            return 0, self.initial_states()
-        like = _states_like(self.algorithm, self.config, len(self.seeds))
-        updates, states, problems = checkpoint.load_latest(checkpoints, like)
+            return self.initial()
+        like = _saved_like(self.algorithm, self.config, len(self.seeds), self.options)
+        updates, saved, problems = checkpoint.load_latest(checkpoints, like)
         for problem in problems:
             self.say(f"{problem} Falling back to the checkpoint of update {updates}.")
         for line in checkpoint.set_newer_aside(checkpoints, updates):
             self.say(line)
         self.say(f"Going on from update {updates} of {self.config.num_updates}.")
-        states = jax.tree.map(lambda x: jnp.concatenate([x] + [x[-1:]] * self.padding) if self.padding else x, states)
-        return updates, jax.device_put(states, self.sharding)
+        saved = jax.tree.map(lambda x: jnp.concatenate([x] + [x[-1:]] * self.padding) if self.padding else x, saved)
+        return updates, *jax.device_put(saved, self.sharding)
 
     def unpad(self, states: Any) -> Any:
-        return jax.tree.map(lambda x: x[: len(self.seeds)], states) if self.padding else states
+        return _first(states, len(self.seeds)) if self.padding else states
 
 
 @functools.cache
@@ -438,17 +503,48 @@ def _advance(algorithm: ModuleType, config: Any, chunk: Any, max_chunk: int, sta
 
     The loop's length is an argument, so that one compiled program serves every chunk.
     """
-    shapes = jax.eval_shape(algorithm.update, state, config)[1]
+    update = jax.jit(algorithm.update)  # traced once, for the shapes and for the loop
+    shapes = jax.eval_shape(update, state, config)[1]
     metrics = jax.tree.map(lambda x: jnp.zeros((max_chunk, *x.shape), x.dtype), shapes)
 
     def body(i: Any, carry: Any) -> Any:
         state, metrics = carry
-        state, row = algorithm.update(state, config)
+        state, row = update(state, config)
         return state, jax.tree.map(lambda rows, x: rows.at[i].set(x), metrics, row)
 
     state, metrics = jax.lax.fori_loop(0, chunk, body, (state, metrics))
     finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params)]).all()
     return state, metrics, finite
+
+
+@functools.cache
+def _evaluation(algorithm: ModuleType, mesh: Mesh, batch_size: int, num_episodes: int) -> Any:
+    """`evaluate(states, keys, best, config, update)` over seeds on all devices of the mesh, jitted."""
+
+    def evaluate(states: Any, keys: Any, best: Any, config: Any, update: Any) -> Any:
+        def one(seed: Any) -> Any:
+            state, key, best = seed
+            return evaluated(algorithm, state, config, key, update, best, num_episodes)
+
+        return jax.lax.map(one, (states, keys, best), batch_size=batch_size)
+
+    over_seeds, everywhere = PartitionSpec("seeds"), PartitionSpec()
+    specs = (over_seeds, over_seeds, over_seeds, everywhere, everywhere)
+    return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=specs, out_specs=over_seeds, check_vma=False))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _first(states: Any, num: int) -> Any:
+    """In one program: one for each leaf would take a second to compile."""
+    return jax.tree.map(lambda x: x[:num], states)
+
+
+def _saved_like(algorithm: ModuleType, config: Any, num_seeds: int, options: run_folder.Options) -> Any:
+    """What a checkpoint holds: the states and, of a run that is evaluated all along, the best policies."""
+    states = _states_like(algorithm, config, num_seeds)
+    if options.eval_every is None:
+        return states, None
+    return states, jax.eval_shape(jax.vmap(lambda state: first_best(algorithm, state, config)), states)
 
 
 def _states_like(algorithm: ModuleType, config: Any, num_seeds: int) -> Any:
