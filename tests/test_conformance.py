@@ -296,7 +296,7 @@ def test_policy_acts_within_the_space(programs: Programs) -> None:
 def test_a_policy_file_acts_as_its_state(programs: Programs, tmp_path: Path) -> None:
     """Of a trained state, greedy and drawn: every array that the policy reads is in the file."""
     algorithm, config = programs.algorithm, programs.config
-    state = jax.tree.map(lambda x: x[0], jax.device_get(programs.solo.states))
+    state = jax.tree.map(lambda x: x[0], programs.solo.states)
     path = purerl.save_policy(tmp_path / "one.policy", algorithm, state, config)
     loaded_algorithm, loaded_config, loaded = policy_file.load(path)
     assert loaded_algorithm is algorithm and loaded_config == config

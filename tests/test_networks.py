@@ -122,6 +122,20 @@ def test_every_activation_is_flax_s():
     assert len(outputs) >= 12 and all(x.shape == (1,) for x in outputs)
 
 
+def test_swish_is_flax_s():
+    """Within two roundings of the input, and its slope."""
+    x = jnp.concatenate([jnp.linspace(-30, 30, 601), jnp.array([-1e6, 1e6])])
+    two_roundings = 2 * np.finfo(np.float32).eps * np.abs(x) + 1e-30
+    assert (np.abs(networks.swish(x) - nn.swish(x)) <= two_roundings).all()
+    slopes = (jax.vmap(jax.grad(f))(x[:-2]) for f in (networks.swish, nn.swish))
+    np.testing.assert_allclose(*slopes, atol=4e-6)
+    for name in ("silu", "swish"):
+        net = network((1,), 1, (1,), name)
+        params = networks.init(KEY, net)[0]
+        kernels = [params["params"]["body"][layer]["kernel"][0, 0] for layer in ("Dense_0", "Dense_1")]
+        np.testing.assert_allclose(net.apply(params, jnp.ones(1))[0], nn.swish(kernels[0]) * kernels[1], rtol=1e-5)
+
+
 def test_image_network():
     """3 x 3 convolution of 16 channels without padding: 10 x 10 x 4 becomes 8 x 8 x 16."""
     image = network((10, 10, 4), 3, (8,), "relu")
