@@ -344,6 +344,7 @@ def own_kernels(state: Any) -> list[Any]:
     return [x for path, x in leaves if "['own_hidden']['kernel']" in jax.tree_util.keystr(path)]
 
 
+@pytest.mark.thorough
 def test_trains_with_networks_of_ones_own(programs: Programs) -> None:
     if not programs.networks:
         assert not own_kernels(programs.solo.states)
@@ -385,7 +386,10 @@ def test_a_network_that_does_not_fit_is_refused(programs: Programs) -> None:
             programs.algorithm.train(programs.keys[0], programs.config.replace(**{name: lambda num_outputs: None}))
 
 
-@pytest.mark.parametrize("seeds", [(1,), SEEDS], ids=["one seed", "sharded and vmapped"])
+@pytest.mark.parametrize(
+    "seeds",
+    [pytest.param((1,), id="one seed", marks=pytest.mark.thorough), pytest.param(SEEDS, id="sharded and vmapped")],
+)
 def test_interrupted_equals_whole(programs: Programs, seeds: tuple[int, ...], tmp_path: Path) -> None:
     """N updates, a checkpoint on disk, a new loop for the other M, in other chunks: every bit of the whole run."""
     whole = programs.solo if seeds == (1,) else programs.many

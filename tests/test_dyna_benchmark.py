@@ -57,6 +57,7 @@ def test_a_training_goes_on_in_a_world_that_changed():
     assert (np.asarray(lengths)[ends[1:]] >= 16).all() and (after.params != state.params).any()
 
 
+@pytest.mark.thorough
 def test_the_benchmark_by_its_command(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["dyna", "--num-seeds=2", f"--out={tmp_path}"])
     monkeypatch.setattr(dyna, "MAZE_STEPS", dict.fromkeys(dyna.PLANNING, 300))

@@ -184,7 +184,9 @@ def test_target_network_stands_still_between_copies() -> None:
     tiny.assert_same_bits(states[3].target_params, states[3].params)
 
 
-@pytest.mark.parametrize("algorithm", [dqn, pqn], ids=["dqn", "pqn"])
+@pytest.mark.parametrize(
+    "algorithm", [pytest.param(dqn, id="dqn", marks=pytest.mark.thorough), pytest.param(pqn, id="pqn")]
+)
 def test_learns_from_the_pixels_of_pong(algorithm: ModuleType) -> None:
     """Boards of 30 x 40 x 3 bits pass a convolution, and a few updates change it and every other layer."""
     config = tiny.config(algorithm, env="Pong-misc")

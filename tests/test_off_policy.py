@@ -963,7 +963,13 @@ def moments(alpha: float) -> tuple[float, float, float]:
     return mean, expected(lambda a: (a - mean) ** 2) ** 0.5, np.log(total) + expected(lambda a: (a - 0.2) ** 2 / alpha)
 
 
-@pytest.mark.parametrize("learn_alpha", [False, True], ids=["fixed", "learned"])
+FIXED_OR_LEARNED = [
+    pytest.param(False, id="fixed", marks=pytest.mark.thorough),
+    pytest.param(True, id="learned"),
+]
+
+
+@pytest.mark.parametrize("learn_alpha", FIXED_OR_LEARNED)
 def test_sac_becomes_the_boltzmann_density(learn_alpha: bool) -> None:
     """alpha = .02: close to a normal of mean .2 and deviation .1. Learned from 1/20 it ends where the entropy fits."""
     mean, std, entropy = moments(0.02)
@@ -980,7 +986,7 @@ def test_sac_becomes_the_boltzmann_density(learn_alpha: bool) -> None:
     assert np.mean(alpha) == pytest.approx(0.02, rel=0.2)
 
 
-@pytest.mark.parametrize("learn_alpha", [False, True], ids=["fixed", "learned"])
+@pytest.mark.parametrize("learn_alpha", FIXED_OR_LEARNED)
 def test_discrete_sac_becomes_the_boltzmann_distribution(learn_alpha: bool) -> None:
     """Rewards 0, 1, 2 and alpha = 1.25: pi ~ exp(r / alpha), whose part of log 3 the learned alpha starts from 1/2."""
     probability = special.softmax(np.arange(3) / 1.25)

@@ -54,6 +54,7 @@ def test_budgets_that_differ_are_drawn_over_a_logarithm() -> None:
     assert panel.get_legend().get_texts()[0].get_text() == "PPO (clip), 3 seeds"
 
 
+@pytest.mark.thorough
 def test_trains_once_and_reports(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -115,7 +115,14 @@ def check_gif(path: Path, num_frames: int) -> None:
 UNSEEN = ("Bandit", "MemoryChain", "UmbrellaChain", "DiscountingChain")
 
 
-@pytest.mark.parametrize("suite", [gymnax, control, worlds], ids=["gymnax", "control", "worlds"])
+@pytest.mark.parametrize(
+    "suite",
+    [
+        pytest.param(gymnax, id="gymnax", marks=pytest.mark.thorough),
+        pytest.param(control, id="control"),
+        pytest.param(worlds, id="worlds"),
+    ],
+)
 @pytest.mark.xdist_group(gymnax.__name__)
 def test_every_name_is_drawn_or_refused(suite: ModuleType, tmp_path: Path) -> None:
     """Two or three steps of each: a GIF of at least two pictures, or one sentence and no file."""
