@@ -239,8 +239,8 @@ def test_a_signal_is_the_exit_status(
     """128 + its number, with the state saved and no table; the run that goes on ends with 0 and the table."""
     log = runner._Loop.log
 
-    def log_and_stop(loop: Any, updates: int, rows: Any) -> None:
-        log(loop, updates, rows)
+    def log_and_stop(loop: Any, *rows: Any) -> None:
+        log(loop, *rows)
         signal.raise_signal(number)
 
     out = str(tmp_path / "run")

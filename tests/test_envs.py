@@ -94,8 +94,68 @@ def test_account_of_episodes(walk):
     # The second env is one step into its third episode, the others are at a start.
     np.testing.assert_array_equal(last.episode_return, [0, 1, 0])
     np.testing.assert_array_equal(last.episode_length, [0, 1, 0])
-    no_episodes = rollout.Episodes(jnp.int32(0), jnp.float32(0), jnp.int32(0)).metrics()
+    no_episodes = rollout.Episodes(jnp.int32(0), jnp.float32(0), jnp.int32(0), {}).metrics()
     assert no_episodes["episodes"] == 0 and np.isnan(no_episodes["episode_return"])
+
+
+class Telling(Chain):
+    """It tells its cell, and twice its goal."""
+
+    def metrics(self, state, params):
+        return {"cell": state[0], "goal": 2 * params["goal"]}
+
+
+def test_metrics_of_the_env_are_those_at_the_end_of_episodes():
+    """Ends at cells 3, 1, 3 and 4 in nine steps, the second by the clock; before any they are NaN; own goals count."""
+    env = envs.BoundEnv(Telling(), {"goal": jnp.array([3, 4]), "limit": 5}, 2)
+    actions = jnp.array([[1, 1, 1, 1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 1, 1, 1, 1]]).T
+
+    def step(env_state, inputs):
+        tick, action = inputs
+        env_state, _, account = env.step(tick, env_state, action)
+        return env_state, account
+
+    account = jax.lax.scan(step, env.reset(KEY), (env.ticks(KEY, 9), actions))[1]
+    np.testing.assert_array_equal(account.num, [0, 0, 1, 0, 1, 1, 0, 0, 1])
+    np.testing.assert_array_equal(account.end_sums["cell"], [0, 0, 3, 0, 1, 3, 0, 0, 4])
+    metrics = account.metrics()
+    assert metrics["episode_cell"] == pytest.approx((3 + 1 + 3 + 4) / 4)
+    assert metrics["episode_goal"] == pytest.approx(2 * (3 + 4 + 3 + 4) / 4)
+    assert np.isnan(jax.tree.map(lambda x: x[:2], account).metrics()["episode_cell"])
+
+
+class TellsAList(Chain):
+    def metrics(self, state, params):
+        return [state[0]]
+
+
+class TellsAVector(Chain):
+    def metrics(self, state, params):
+        return {"cells": jnp.zeros(3)}
+
+
+class TellsItsReturn(Chain):
+    def metrics(self, state, params):
+        return {"return": state[0]}
+
+
+class TellsOfNothing(Chain):
+    def metrics(self, state):
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (TellsAList(), "TellsAList.metrics must return a dictionary of scalars by name"),
+        (TellsAVector(), r"TellsAVector.metrics: cells must be a scalar, but is float32\[3\]"),
+        (TellsItsReturn(), "TellsItsReturn.metrics: return is what purerl calls its own account"),
+        (TellsOfNothing(), r"TellsOfNothing.metrics must be a method of \(state, params\)"),
+    ],
+)
+def test_metrics_that_are_none(env, message):
+    with pytest.raises(TypeError, match=message):
+        envs.make(env)
 
 
 def test_the_account_counts_its_own_step(walk):
@@ -305,6 +365,21 @@ def test_brax():
     assert not trajectory.terminated.any()
     assert episodes.num.sum() == 2 and episodes.length_sum.sum() == 6
     assert isinstance(envs.make(brax.envs.get_environment("fast")), envs.Brax)
+
+    class Counting(type(brax.envs.get_environment("fast"))):
+        """It has a metric of Brax's kind, in its state."""
+
+        def reset(self, rng):
+            return super().reset(rng).replace(metrics={"steps": jnp.float32(0)})
+
+        def step(self, state, action):
+            return super().step(state, action).replace(metrics={"steps": state.metrics["steps"] + 1})
+
+    env = envs.Brax(Counting(), episode_length=3)
+    envs.check(env)
+    state = reset(KEY, env, env.default_params, 2)
+    _, _, episodes = unroll(KEY, env, env.default_params, state, forward, 5)
+    assert episodes.metrics()["episode_steps"] == 3
 
     with pytest.raises(TypeError, match="EpisodeWrapper"):
         envs.make(brax.envs.create("fast", auto_reset=False))

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from purerl import checkpoint, dqn, logs, plot, ppo, runner
-from purerl.run import memory
+from purerl.run import memory, warm_start
 from tests import tiny
 
 CONFIG = tiny.config(ppo)
@@ -173,6 +173,131 @@ def damage(folder: Path) -> None:
     file.write_bytes(content)
 
 
+def test_on_chunk_sees_all_and_ends_it_early(finished: tuple[Path, runner.Run], tmp_path: Path) -> None:
+    """Every update once, and states that can be looked at; what was stopped goes on to the same end."""
+    seen: list[int] = []
+
+    def look(updates: int, states: Any, metrics: dict[str, np.ndarray]) -> None:
+        seen.append(metrics["entropy"].shape[1])
+        assert sum(seen) == updates and states.updates.tolist() == [updates] * len(tiny.SEEDS)
+
+    def stop(updates: int, *rest: Any) -> bool:
+        look(updates, *rest)
+        return updates >= 3
+
+    said: list[str] = []
+    stopped = tiny.run(ppo, CONFIG, out=tmp_path / "run", on_chunk=stop, say=said.append)
+    assert not stopped.finished and stopped.stop_signal is None and 3 <= stopped.updates < CONFIG.num_updates
+    assert f"Stopped by on_chunk after update {stopped.updates} of 6: go on with --resume" in said[-1]
+    whole = tiny.run(ppo, CONFIG, out=tmp_path / "run", resume=True, on_chunk=look)
+    assert whole.finished and sum(seen) == CONFIG.num_updates
+    tiny.assert_same_bits(whole.states, finished[1].states)
+
+
+def test_it_goes_on_beyond_its_end(tmp_path: Path) -> None:
+    """Without annealing it is the run that was longer from the start; config.json has the new length and it is said."""
+    config, said = CONFIG.replace(anneal_learning_rate=False), list[str]()
+    longer = config.replace(total_timesteps=2 * config.total_timesteps)
+    tiny.run(ppo, config, out=tmp_path / "run")
+    whole = tiny.run(ppo, longer, out=tmp_path / "whole")
+    extended = tiny.run(ppo, longer, out=tmp_path / "run", resume=True, say=said.append)
+    assert extended.finished and extended.updates == 2 * config.num_updates
+    tiny.assert_same_bits(extended.states, whole.states)
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
+    assert "total_timesteps = 192 in place of 96" in said[0] and "at the old end 50% of the way" in said[0]
+    assert runner.load(tmp_path / "run").config == longer
+    with pytest.raises(runner.RunError, match=r"differs in total_timesteps \(192 there, 96 here\)"):
+        tiny.run(ppo, config, out=tmp_path / "run", resume=True)
+    with pytest.raises(runner.RunError, match=r"differs in .*total_timesteps \(192 there, 960 here\).*gamma"):
+        tiny.run(ppo, longer.replace(total_timesteps=960, gamma=0.5), out=tmp_path / "run", resume=True)
+
+
+def test_it_starts_from_the_weights_of_another_run(finished: tuple[Path, runner.Run], tmp_path: Path) -> None:
+    """Weights alone: three seeds for four, in turns; and after a kill before its first checkpoint as well."""
+    config = CONFIG.replace(num_envs=4, total_timesteps=32)  # one update
+    options: dict[str, Any] = {"seeds": (5, 6, 7, 8), "out": tmp_path / "warm"}
+    warm = tiny.run(ppo, config, start_from=finished[0], checkpoint_seconds=0.0, **options)
+    fresh = jax.vmap(ppo.init, (0, None))(jax.numpy.stack([jax.random.key(seed) for seed in (5, 6, 7, 8)]), config)
+    start = warm_start.with_weights(fresh, finished[1].states, "there")
+    in_turns = jax.tree.map(lambda x: x[jax.numpy.array([0, 1, 2, 0])], finished[1].states.params)
+    tiny.assert_same_bits(start.params, in_turns)
+    tiny.assert_same_bits(start._replace(params=fresh.params), fresh)
+    expected = jax.jit(jax.vmap(ppo.update, (0, None)))(start, config)[0]
+    for x, y in zip(jax.tree.leaves(warm.states.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
+    shutil.rmtree(tmp_path / "warm" / "checkpoints")
+    again = tiny.run(ppo, config, resume=True, **options)
+    tiny.assert_same_bits(again.states, warm.states)
+
+
+def test_weights_that_do_not_fit_are_named(finished: tuple[Path, runner.Run], tmp_path: Path) -> None:
+    wide, options = CONFIG.replace(actor_hidden_sizes=(9,)), {"out": tmp_path / "run", "start_from": finished[0]}
+    where = r"\['params'\]\.actor\.weights\['params'\]\['body'\]\['Dense_0'\]\['bias'\]"
+    with pytest.raises(runner.RunError, match=rf"{where} is float32\[8\] there and float32\[9\] here"):
+        tiny.run(ppo, wide, **options)
+    with pytest.raises(runner.RunError, match="is a run of ppo, not of dqn"):
+        tiny.run(dqn, tiny.config(dqn), **options)
+    with pytest.raises(runner.RunError, match="missing holds no run"):
+        tiny.run(ppo, CONFIG, out=tmp_path / "other", start_from=tmp_path / "missing")
+    with pytest.raises(runner.RunError, match="leave out start_from"):
+        tiny.run(ppo, CONFIG, out=finished[0], start_from=finished[0], resume=True)
+    assert not (tmp_path / "other").exists()
+
+
+class Failing:
+    """A logger, and a hook, that fails at one update; what it opened is closed."""
+
+    def __init__(self, update: int):
+        self.update, self.closed = update, False
+
+    def __call__(self, updates: int, *_: Any) -> None:
+        if updates >= self.update:
+            raise ZeroDivisionError("my own mistake")
+
+    write = __call__
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.mark.parametrize("kind", ["on_chunk", "loggers"])
+def test_an_error_in_a_hook_or_logger_ends_it_saved(
+    kind: str, finished: tuple[Path, runner.Run], tmp_path: Path
+) -> None:
+    """With the error as it is, the state of that chunk, and rows up to it."""
+    failing, said = Failing(3), list[str]()
+    options: dict[str, Any] = {"on_chunk": failing} if kind == "on_chunk" else {"loggers": [lambda: failing]}
+    with pytest.raises(ZeroDivisionError, match="my own mistake"):
+        tiny.run(ppo, CONFIG, out=tmp_path / "run", say=said.append, **options)
+    last = checkpoint.steps(tmp_path / "run" / "checkpoints")[-1]
+    assert last >= 3 and f"Ended by an error after update {last} of 6: go on with --resume" in said[-1]
+    assert failing.closed == (kind == "loggers")
+    assert logs.read_csv(tmp_path / "run" / "metrics.csv")["update"].max() == last
+    whole = tiny.run(ppo, CONFIG, out=tmp_path / "run", resume=True)
+    tiny.assert_same_bits(whole.states, finished[1].states)
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == (finished[0] / "metrics.csv").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"on_chunk": 3}, r"on_chunk must be a function of \(updates, states, metrics\), but is 3"),
+        ({"loggers": [3]}, "A logger must be a name or a function that opens one, but is 3"),
+    ],
+)
+def test_hooks_are_functions(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(runner.RunError, match=message):
+        tiny.run(ppo, CONFIG, out=tmp_path / "run", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_hook_that_answers_something_else_is_told(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="on_chunk must return True to end the run, False or None to go on, but gave 1"):
+        tiny.run(ppo, CONFIG, on_chunk=lambda *_: 1)
+
+
 def test_damaged_checkpoint_falls_back_to_the_one_before(finished: tuple[Path, runner.Run], tmp_path: Path) -> None:
     folder, said = copy_of(finished[0], tmp_path / "run"), []
     earlier, last = checkpoint.steps(folder / "checkpoints")
@@ -285,10 +410,15 @@ def test_tensorboard(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     tiny.run(ppo, CONFIG, out=folder, loggers=[lambda: logs.TensorBoardLogger(folder / "tensorboard")])
     assert any(path.stat().st_size for path in (folder / "tensorboard").iterdir())
-    logger = logs.TensorBoardLogger(tmp_path / "alone")
-    logger.write(1, 16, [0, 1], {"loss": np.array([1.0, np.nan])})
+    logger = logs.TensorBoardLogger(tmp_path / "alone", config={"gamma": 0.5})
+    logger.write(1, 16, [0, 1, 4], {"loss": np.array([1.0, np.nan, 4.0])})
     logger.close()
-    assert any(path.stat().st_size for path in (tmp_path / "alone").iterdir())
+    events = tiny.tensorboard_events(tmp_path / "alone")
+    values = [(event.step, value) for event in events for value in event.summary.value]
+    scalars = {value.tag: (step, value.simple_value) for step, value in values if not value.tensor.string_val}
+    assert scalars == {"loss/seed_0": (16, 1.0), "loss/seed_4": (16, 4.0), "loss/mean": (16, 2.5)}
+    (text,) = [value.tensor.string_val[0].decode() for _, value in values if value.tensor.string_val]
+    assert "| gamma | 0.5 |" in text
 
 
 def test_use_all_cores_after_jax_has_started() -> None:

@@ -1,5 +1,6 @@
 """Configs small enough to compile and run in seconds, and how tests train them; shared, so programs compile once."""
 
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -136,6 +137,19 @@ def arrays(tree: Any) -> list[np.ndarray]:
     return [
         np.asarray(jax.random.key_data(x) if key else x) for x, key in zip(jax.tree.leaves(tree), is_key, strict=True)
     ]
+
+
+def tensorboard_events(folder: Path) -> list[Any]:
+    """The events in the one file that a TensorBoard logger writes."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    (file,) = folder.iterdir()
+    data, events = file.read_bytes(), []
+    while data:  # length, its checksum, the event, its checksum
+        length = int.from_bytes(data[:8], "little")
+        events.append(Event.FromString(data[12 : 12 + length]))
+        data = data[16 + length :]
+    return events
 
 
 def assert_same_bits(left: Any, right: Any) -> None:

@@ -56,7 +56,7 @@ def score(key: PRNGKey, candidates: Any, stats: normalize.RunningStats | None, c
         return action.reshape(num * repeats, *action.shape[2:]), memory
 
     played, obs_stats = play(key, env, act, (), config.num_steps, streams=repeats, seen=stats)
-    account = Episodes(jnp.int32(num * repeats), played.returns.sum(), played.lengths.sum())
+    account = Episodes(jnp.int32(num * repeats), played.returns.sum(), played.lengths.sum(), {})
     return Scores(ranked(played.returns.reshape(num, repeats).mean(1)), account, obs_stats)
 
 

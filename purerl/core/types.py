@@ -69,16 +69,24 @@ class Transition(NamedTuple):
 
 
 class Episodes(NamedTuple):
-    """Account of the episodes that ended: sums over them, never one entry each, so its size is that of one number."""
+    """Account of the episodes that ended: sums over them, never one entry each, so its size is that of few numbers.
+
+    end_sums: of what the env's own metrics were at the end, by their names.
+    """
 
     num: Int[Array, "*batch"]
     return_sum: Float[Array, "*batch"]
     length_sum: Int[Array, "*batch"]
+    end_sums: dict[str, Array]
 
     def metrics(self) -> Metrics:
-        """Number, mean return and mean length, over all leading axes. The means are NaN where no episode ended."""
-        count, return_sum, length_sum = (x.sum() for x in self)
-        return {"episodes": count, "episode_return": return_sum / count, "episode_length": length_sum / count}
+        """Number, and means of return, length and the env's metrics at the end, over all leading axes.
+
+        The means are NaN where no episode ended.
+        """
+        count, return_sum, length_sum, end_sums = jax.tree.map(lambda x: x.sum(), self)
+        sums = {"return": return_sum, "length": length_sum, **end_sums}
+        return {"episodes": count, **{f"episode_{name}": total / count for name, total in sums.items()}}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

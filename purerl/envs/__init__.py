@@ -3,8 +3,9 @@
 `make` turns a name or an object into an `Env`: pure functions of a single environment that know nothing of batches
 and never reset themselves. `bind` gives algorithms N of them side by side.
 
-An environment of your own is any hashable object with these five members (see `Env`), and a sixth that may be left
-out, the number of steps within which an episode ends, which reinforce asks for:
+An environment of your own is any hashable object with these five members (see `Env`), and two that may be left out:
+the number of steps within which an episode ends, which reinforce asks for, and metrics, of which a training shows the
+means over the ends of episodes:
 
     class Corridor:
         '''Walk right along n cells; the last one pays 1 and ends the episode.'''
@@ -33,6 +34,9 @@ out, the number of steps within which an episode ends, which reinforce asks for:
 
         def max_episode_steps(self, params):
             return 20
+
+        def metrics(self, state, params):
+            return {"distance": state[0]}
 """
 
 from purerl.envs.bound import BoundEnv, EnvState, Tick, bind, with_tables

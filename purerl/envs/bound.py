@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from purerl.core.types import Episodes, PRNGKey, Transition
 from purerl.envs.params import complete, own_values
-from purerl.envs.protocol import Env
+from purerl.envs.protocol import Env, metrics
 from purerl.envs.spaces import Box, Discrete, Space
 from purerl.envs.suites import make
 
@@ -201,10 +201,15 @@ class BoundEnv:
         transition = Transition(env_state.obs, action, reward, terminated, truncated, obs)
         episode_return, episode_length = env_state.episode_return + reward, env_state.episode_length + 1
         ended = transition.done
-        sums = (jnp.where(ended, x, 0).sum() for x in (episode_return, episode_length))
+        return_sum, length_sum = (jnp.where(ended, x, 0).sum() for x in (episode_return, episode_length))
         ongoing = EnvState(state, obs, episode_return, episode_length)
         fresh = self.fresh(tick.start if self._starts_ahead else self.start(tick.start))
-        return _select(ended, fresh, ongoing), transition, Episodes(ended.sum(), *sums)
+        account = Episodes(ended.sum(), return_sum, length_sum, self._end_sums(ended, state))
+        return _select(ended, fresh, ongoing), transition, account
+
+    def _end_sums(self, ended: Bool[Array, " N"], state: Any) -> dict[str, Array]:
+        said = jax.vmap(lambda *own: metrics(self.env, *own), (0, self._axes))(state, self.params)
+        return {name: jnp.where(ended, x, 0.0).sum() for name, x in said.items()}
 
     def _split(self, key: PRNGKey, num_steps: int) -> tuple[Any, Any, Any]:
         keys = jax.random.split(key, (num_steps, 1 + 2 * self.num_envs))

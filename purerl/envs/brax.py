@@ -55,6 +55,11 @@ class Brax:
     def max_episode_steps(self, params: Any) -> int:
         return self.episode_length
 
+    def metrics(self, state: Any, params: Any) -> dict[str, Array]:
+        """Brax's own, of the last step of an episode."""
+        told: dict[str, Array] = state[0].metrics
+        return told
+
 
 def names() -> list[str]:
     """Every name that `make` knows, each with the default backend. Imports Brax, which takes seconds."""

@@ -14,8 +14,9 @@ from purerl.envs.spaces import Box, Discrete, Space
 class Env(Protocol):
     """A single environment as pure functions. Any hashable object with these members, which never changes, is one.
 
-    It may also have `max_episode_steps(params)`, as in the function of this name; and, where observations say all that
-    is paid for, `reward(obs, action, next_obs, params)`, which pets and mbpo use in place of learning it.
+    It may also have `max_episode_steps(params)` and `metrics(state, params)`, as in the functions of these names; and,
+    where observations say all that is paid for, `reward(obs, action, next_obs, params)`, which pets and mbpo use in
+    place of learning it.
     """
 
     default_params: Any
@@ -58,6 +59,15 @@ def max_episode_steps(env: Env, params: Any) -> Any:
         raise TypeError(f"{type(env).__name__}.max_episode_steps must be a method of (params): {error}.") from error
 
 
+def metrics(env: Env, state: Any, params: Any) -> dict[str, Array]:
+    """Scalars that the env tells of a state, by name; none where it has no `metrics(state, params)`.
+
+    A training gives their means over the ends of episodes, as episode_<name>.
+    """
+    told = getattr(env, "metrics", None)
+    return {} if told is None else {name: jnp.asarray(x, jnp.float32) for name, x in told(state, params).items()}
+
+
 def check(env: Env) -> None:
     """Traces one reset and one step, with the default params as they are, and compares them with the spaces.
 
@@ -90,6 +100,22 @@ def check(env: Env) -> None:
     before, after = (jax.tree_util.tree_leaves_with_path(tree) for tree in (state, next_state))
     for (path, leaf), (_, next_leaf) in zip(before, after, strict=True):
         _expect(f"{name}.step: state{jax.tree_util.keystr(path)}", next_leaf, leaf.shape, leaf.dtype)
+    if hasattr(env, "metrics"):
+        _check_metrics(env, name, state)
+
+
+def _check_metrics(env: Any, name: str, state: Any) -> None:
+    try:
+        told = jax.eval_shape(lambda state: env.metrics(state, env.default_params), state)
+    except TypeError as error:
+        raise TypeError(f"{name}.metrics must be a method of (state, params): {error}.") from error
+    if not isinstance(told, dict) or not all(isinstance(key, str) for key in told):
+        raise TypeError(f"{name}.metrics must return a dictionary of scalars by name, but returns {told}.")
+    for key, value in told.items():
+        if value.shape != ():
+            raise TypeError(f"{name}.metrics: {key} must be a scalar, but is {value.dtype}{list(value.shape)}.")
+        if key in ("return", "length"):
+            raise TypeError(f"{name}.metrics: {key} is what purerl calls its own account; name it otherwise.")
 
 
 def _outputs(name: str, function: str, fields: tuple[str, ...], outputs: Any) -> Any:

@@ -42,6 +42,8 @@ class TrainOptions:
     """Seeds that a device runs vmapped; the others wait their turn. Not given: 1 on a CPU, else as many as fit."""
     checkpoint_seconds: float = 30.0
     """Least time between checkpoints."""
+    start_from: str | None = None
+    """Folder of another run of the algorithm, whose final weights are the first ones here."""
     eval_every: int | None = None
     """Env steps of a seed from one evaluation of the greedy policy to the next; not given: none."""
     eval_episodes: int | None = None
@@ -212,6 +214,7 @@ def train(arguments: list[str]) -> None:
         resume=resume is not None,
         seeds_at_once=options.seeds_at_once,
         checkpoint_seconds=options.checkpoint_seconds,
+        start_from=options.start_from,
         eval_every=options.eval_every,
         eval_episodes=options.eval_episodes,
         loggers=[name for name in logs.NAMES if getattr(options, name)],

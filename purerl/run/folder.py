@@ -23,19 +23,22 @@ from purerl.run.errors import RunError
 
 CONFIG, METRICS, CHECKPOINTS, BEST = "config.json", "metrics.csv", "checkpoints", "best"
 _PARTIAL = f"{CONFIG}.tmp"  # what a kill while it is written leaves
+_LENGTH = "total_timesteps"  # of which a run may get more
 _JSON = (str, int, float, bool, type(None), list, tuple)
 
 
 class Options(NamedTuple):
     """How a run was run, so that it goes on alike.
 
-    seeds_at_once: on each device. loggers: names. eval_every: None where it is not evaluated all along.
+    seeds_at_once: on each device. loggers: names. eval_every: None where it is not evaluated all along. start_from: the
+    folder that its first weights came from, None where they were drawn.
     """
 
     seeds_at_once: int | None = None
     loggers: tuple[str, ...] = ()
     eval_every: int | None = None
     eval_episodes: int | None = None
+    start_from: str | None = None
 
 
 def check_free(folder: Path) -> None:
@@ -68,6 +71,19 @@ def write(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int], op
         "options": options._asdict(),
         "versions": provenance.versions(),
     }
+    _write(folder, content)
+
+
+def lengthen(folder: Path, config: Any) -> None:
+    """Says in config.json that the run is as long as `config` has it, and changes nothing else in it."""
+    content = read(folder)
+    length = getattr(config, _LENGTH, None)
+    if content["config"].get(_LENGTH) != length:
+        content["config"][_LENGTH] = length
+        _write(folder, content)
+
+
+def _write(folder: Path, content: dict[str, Any]) -> None:
     text = json.dumps(content, indent=2)
     partial = folder / _PARTIAL
     with partial.open("w") as file:
@@ -126,8 +142,8 @@ def configuration(
 def check_same(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int]) -> tuple[Options, list[str]]:
     """How the run was run, and what else has changed since, in one line each.
 
-    Raises RunError where the folder holds no run, or one of another algorithm, config or seeds. An object of which
-    either side has no import path passes.
+    Raises RunError where the folder holds no run, or one of another algorithm, config or seeds; but it may have been
+    meant to be shorter. An object of which either side has no import path passes.
     """
     if not folder.is_dir():
         raise RunError(f"There is no folder {folder} to resume.")
@@ -139,12 +155,21 @@ def check_same(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int
     defaults = {field.name: field.default for field in dataclasses.fields(config)}  # of a field newer than the run
     theirs = {**json.loads(json.dumps(defaults, default=repr)), **content["config"], "seeds": content["seeds"]}
     differing = [name for name in {**theirs, **mine} if not _agree(theirs.get(name), mine.get(name))]
+    said, there, here = list[str](), theirs.get(_LENGTH), mine.get(_LENGTH)
+    if differing == [_LENGTH] and here > there:
+        differing = []
+        said.append(
+            f"Going on to {_LENGTH} = {here:,} in place of {there:,}. What falls over a training, such as annealed "
+            f"learning rates and exploration, goes on from where a training of that length has it after so many steps: "
+            f"at the old end {there / here:.0%} of the way, where it was at 100%."
+        )
     if differing:
         pairs = ", ".join(f"{name} ({theirs.get(name)} there, {mine.get(name)} here)" for name in differing)
         raise RunError(f"{folder} is a run of another config: it differs in {pairs}.")
     before, now = content.get("versions", {}), provenance.versions()
     changed = [f"{name} {before.get(name)} then, {now[name]} now" for name in now if before.get(name) != now[name]]
-    said = [f"Other code than it was begun with, so that numbers may differ: {'; '.join(changed)}."] if changed else []
+    if changed:
+        said.append(f"Other code than it was begun with, so that numbers may differ: {'; '.join(changed)}.")
     return _options(content), said
 
 

@@ -50,7 +50,7 @@ def open_named(name: str, folder: Path, config: dict[str, Any], last_step: int |
     config: fields as JSON values. last_step: step of the last row to keep of a run that goes on, None of a new one.
     """
     if name == "tensorboard":
-        return TensorBoardLogger(folder / "tensorboard", last_step)
+        return TensorBoardLogger(folder / "tensorboard", last_step, config)
     return WandbLogger(folder, folder.name, config)
 
 
@@ -91,22 +91,28 @@ class CsvLogger:
 
 
 class TensorBoardLogger:
-    """Scalars `metric/seed` by env steps. Needs the extra `purerl[tensorboard]`.
+    """Scalars `metric/seed_0`, ..., and `metric/mean` over seeds, by env steps. Needs the extra `purerl[tensorboard]`.
 
-    last_step: rows after it, which an earlier writer left, are hidden.
+    last_step: rows after it, which an earlier writer left, are hidden. config: shown as a table among the texts.
     """
 
-    def __init__(self, folder: Path, last_step: int | None = None):
+    def __init__(self, folder: Path, last_step: int | None = None, config: dict[str, Any] | None = None):
         check_installed(["tensorboard"])
         from tensorboardX import SummaryWriter
 
         self.writer = SummaryWriter(str(folder), purge_step=None if last_step is None else last_step + 1)
+        if config is not None and last_step is None:
+            rows = [f"| {name} | {value} |" for name, value in config.items()]
+            self.writer.add_text("config", "\n".join(["| field | value |", "| --- | --- |", *rows]), 0)
 
     def write(self, update: int, env_steps: int, seeds: Sequence[int], metrics: dict[str, np.ndarray]) -> None:
+        step = step_of(update, env_steps)
         for name, values in metrics.items():
-            for seed, value in zip(seeds, values, strict=True):
-                if np.isfinite(value):
-                    self.writer.add_scalar(f"{name}/seed_{seed}", float(value), step_of(update, env_steps))
+            finite = np.isfinite(values)
+            for seed, value in zip(np.asarray(seeds)[finite], values[finite], strict=True):
+                self.writer.add_scalar(f"{name}/seed_{seed}", float(value), step)
+            if finite.any():
+                self.writer.add_scalar(f"{name}/mean", float(values[finite].mean()), step)
 
     def flush(self) -> None:
         self.writer.flush()

@@ -35,6 +35,7 @@ from purerl.run.evaluate import Best, check_evaluations, evaluated, evaluated_up
 from purerl.run.lock import lock
 from purerl.run.logs import CsvLogger, Logger
 from purerl.run.progress import Progress
+from purerl.run.warm_start import with_weights
 
 __all__ = ["NonFiniteError", "Run", "RunError", "StoppedError", "load", "train", "use_all_cores"]
 
@@ -75,6 +76,8 @@ def train(
     checkpoint_seconds: float = 30.0,
     eval_every: int | None = None,
     eval_episodes: int | None = None,
+    start_from: str | Path | None = None,
+    on_chunk: Callable[[int, Any, dict[str, np.ndarray]], bool | None] | None = None,
     loggers: Sequence[str | Callable[[], Logger]] = (),
     progress: bool = True,
     say: Callable[[str], None] = print,
@@ -82,29 +85,41 @@ def train(
     """Trains one seed or many; seed i starts from `jax.random.key(i)`, whatever the other seeds are.
 
     out: folder for config.json, metrics.csv and checkpoints; None keeps nothing on disk. resume: go on from the newest
-    checkpoint in `out`, or from the start where there is none yet. seeds_at_once: how many a device runs vmapped; None
+    checkpoint in `out`, or from the start where there is none yet; a config of more total_timesteps goes on beyond the
+    end, and says what that does to what is annealed. seeds_at_once: how many a device runs vmapped; None
     means as before where it goes on, else one on a CPU and as many as fit on an accelerator. checkpoint_seconds: least
     time between checkpoints; there is always one at the start and at the end. eval_every: env steps of a seed (updates,
     of an algorithm that takes none) from one evaluation of the greedy policies to the next, as in
     `purerl.train_and_evaluate`: the metric eval_return, NaN where there was none, and the best policy of each seed, in
     `out` as checkpoints/best/<seed>.policy for `purerl.load_policy`. eval_episodes: in each, 32 where not given. Where
-    it goes on, both are as before. loggers: "tensorboard" and "wandb", which
+    it goes on, both are as before. start_from: folder of another run of the algorithm, whose final weights and
+    statistics of observations are the first ones here, the first seed's for the first seed and so on, in turns; all
+    else starts anew. on_chunk: called as on_chunk(updates, states, metrics) whenever the host has the
+    training back, every second or so, with the updates done, states `[num_seeds, ...]` and the metrics `[num_seeds, n]`
+    of the n updates since; True ends the run early, saved, to be gone on with. The states are on the devices, which the
+    next updates reuse: copy what is to be kept. loggers: "tensorboard" and "wandb", which
     write to `out`, or functions that open one each, called when nothing stands in the way of the run. say: takes
     one-line messages.
 
-    SIGINT and SIGTERM end it after the chunk in progress, saved; a second signal ends it at once.
+    SIGINT and SIGTERM end it after the chunk in progress, saved; a second signal ends it at once. An exception in
+    on_chunk or a logger ends it too, with the state saved as it is then.
     Raises RunError (a folder in use or of another run, too little memory, a full disk) and NonFiniteError.
     """
     _check_algorithm(algorithm, config)
     seeds, folder = _whole_numbers(seeds), None if out is None else Path(out)
-    _check_arguments(seeds, folder, resume, seeds_at_once, loggers)
+    _check_arguments(seeds, folder, resume, seeds_at_once, loggers, on_chunk)
     options = run_folder.Options(seeds_at_once, tuple(name for name in loggers if isinstance(name, str)))
     if eval_every is not None or eval_episodes is not None:
         options = options._replace(eval_every=eval_every, eval_episodes=eval_episodes or 32)
         _check_evaluations(eval_every, eval_episodes)
+    if start_from is not None and not resume:
+        options = options._replace(start_from=str(Path(start_from).absolute()))
+        run_folder.load(start_from, algorithm)  # refused before anything compiles
     if folder is not None and resume:
         before, changed = run_folder.check_same(folder, algorithm, config, seeds)
         options = _as_before(before, options, changed, say)
+        if start_from is not None:
+            raise RunError("A resumed run goes on with its own weights: leave out start_from.")
     elif folder is not None:
         run_folder.check_free(folder)
     with contextlib.ExitStack() as stack:
@@ -113,8 +128,10 @@ def train(
         if folder is not None and resume:
             stack.enter_context(_disk(folder))
             stack.enter_context(lock(folder, say))
-        loop = _Loop(algorithm, config, seeds, folder, options, checkpoint_seconds, loggers, progress, say)
+        loop = _Loop(algorithm, config, seeds, folder, options, checkpoint_seconds, on_chunk, loggers, progress, say)
         loop.check_memory()
+        if folder is not None and resume:
+            run_folder.lengthen(folder, config)
         if folder is not None and not resume:
             run_folder.make(folder)
             stack.enter_context(_disk(folder))
@@ -156,7 +173,12 @@ def _whole_numbers(seeds: Any) -> list[int]:
 
 
 def _check_arguments(
-    seeds: list[int], folder: Path | None, resume: bool, seeds_at_once: int | None, loggers: Sequence[Any]
+    seeds: list[int],
+    folder: Path | None,
+    resume: bool,
+    seeds_at_once: int | None,
+    loggers: Sequence[Any],
+    on_chunk: Any,
 ) -> None:
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise RunError(f"seeds must be one or more different non-negative integers, but are {seeds}.")
@@ -164,6 +186,10 @@ def _check_arguments(
         raise RunError(f"seeds_at_once must be at least 1, but is {seeds_at_once}.")
     if resume and folder is None:
         raise RunError("resume needs the folder of the run to go on with.")
+    if on_chunk is not None and not callable(on_chunk):
+        raise RunError(f"on_chunk must be a function of (updates, states, metrics), but is {on_chunk!r}.")
+    if wrong := [logger for logger in loggers if not isinstance(logger, str) and not callable(logger)]:
+        raise RunError(f"A logger must be a name or a function that opens one, but is {wrong[0]!r}.")
     named = [logger for logger in loggers if isinstance(logger, str)]
     logs.check_installed(named)
     if named and folder is None:
@@ -262,13 +288,15 @@ class _Loop:
         folder: Path | None,
         options: run_folder.Options,
         checkpoint_seconds: float,
+        on_chunk: Callable[[int, Any, dict[str, np.ndarray]], bool | None] | None,
         loggers: Sequence[str | Callable[[], Logger]],
         progress: bool,
         say: Callable[[str], None],
     ):
         self.algorithm, self.config, self.seeds, self.folder = algorithm, config, seeds, folder
         self.argument = envs.with_tables(config)
-        self.checkpoint_seconds, self.progress, self.say = checkpoint_seconds, progress, say
+        self.checkpoint_seconds, self.on_chunk, self.progress, self.say = checkpoint_seconds, on_chunk, progress, say
+        self.stopped = False
         self.to_open, self.loggers = loggers, list[Logger]()
         self.max_chunk = min(config.num_updates, _MAX_CHUNK)
         self.options, self.best, self.best_on_disk = options, None, dict[int, float]()
@@ -332,7 +360,7 @@ class _Loop:
         }
         finished = updates == self.config.num_updates
         if not finished:
-            by = "" if signals.number is None else f" by {signal.Signals(signals.number).name}"
+            by = " by on_chunk" if self.stopped else f" by {signal.Signals(signals.number or 0).name}"
             self.say(f"Stopped{by} after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
         states, times = self.unpad(states), (self.compile_seconds, self.run_seconds)
         best = None if self.best is None else with_leaves(states, self.unpad(self.best).leaves)
@@ -364,7 +392,7 @@ class _Loop:
     ) -> tuple[int, Any, list[dict[str, np.ndarray]]]:
         history, chunk, saved_at = [], 1, time.perf_counter()
         with Progress(self.algorithm, self.config, len(self.seeds), updates, enabled=self.progress) as bar:
-            while updates < self.config.num_updates and signals.number is None:
+            while updates < self.config.num_updates and signals.number is None and not self.stopped:
                 until = next((update for update in self.evaluations if update > updates), self.config.num_updates)
                 chunk = min(chunk, self.max_chunk, until - updates)
                 started = time.perf_counter()
@@ -377,9 +405,9 @@ class _Loop:
                     rows[logs.EVAL_RETURN] = np.full((len(self.seeds), chunk), np.nan, np.float32)
                 if self.evaluations and updates + chunk == until:
                     rows[logs.EVAL_RETURN][:, -1] = self.evaluate(states, until)
-                self.log(updates, rows)
-                history.append(rows)
                 updates += chunk
+                history.append(rows)
+                self.show(updates, states, rows)
                 bar.update(updates, rows)
                 chunk = max(1, min(4 * chunk, round(chunk * _CHUNK_SECONDS / seconds)))
                 if time.perf_counter() - saved_at > self.checkpoint_seconds:
@@ -397,6 +425,9 @@ class _Loop:
     def initial(self) -> tuple[int, Any, Any]:
         """Update 0: its states, and the best policies, of which there are none yet."""
         states = _sharded(self.algorithm, self.mesh, self.batch_size, "init")(self.keys(), self.argument)
+        if (source := self.options.start_from) is not None:
+            trained = load(source, algorithm=self.algorithm).states
+            states = jax.device_put(with_weights(states, trained, source), self.sharding)
         if not self.evaluations:
             return 0, states, None
         best = jax.jit(jax.vmap(lambda state: first_best(self.algorithm, state, self.config)))(states)
@@ -426,14 +457,35 @@ class _Loop:
             f"infinite. A smaller learning rate or max_grad_norm often helps.{kept}"
         )
 
-    def log(self, updates: int, rows: dict[str, np.ndarray]) -> None:
+    def show(self, updates: int, states: Any, rows: dict[str, np.ndarray]) -> None:
+        """The rows of the last updates to the loggers and the hook; where one of them fails, the state is saved."""
+        own = 0 if self.folder is None else 1  # metrics.csv comes first, and where it fails so will the checkpoint
+        for logger in self.loggers[:own]:
+            self.log(logger, updates, rows)
+        try:
+            for logger in self.loggers[own:]:
+                self.log(logger, updates, rows)
+            if self.on_chunk is not None:
+                self.stopped = self.asked_to_stop(self.on_chunk(updates, self.unpad(states), rows))
+        except Exception:
+            self.loggers, failed = self.loggers[:own], self.loggers[own:]
+            self.save(updates, states)
+            self.say(f"Ended by an error after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
+            self.loggers += failed
+            raise
+
+    def asked_to_stop(self, answer: Any) -> bool:
+        if answer is not None and not isinstance(answer, bool | np.bool_):
+            raise TypeError(f"on_chunk must return True to end the run, False or None to go on, but gave {answer!r}.")
+        return bool(answer)
+
+    def log(self, logger: Logger, updates: int, rows: dict[str, np.ndarray]) -> None:
+        """The rows `[num_seeds, n]` of the n updates up to `updates`."""
         length = next(iter(rows.values())).shape[1]
-        for logger in self.loggers:
-            for i in range(length):
-                update = updates + i + 1
-                logger.write(
-                    update, self.config.env_steps(update), self.seeds, {name: x[:, i] for name, x in rows.items()}
-                )
+        for i in range(length):
+            update = updates - length + i + 1
+            row = {name: x[:, i] for name, x in rows.items()}
+            logger.write(update, self.config.env_steps(update), self.seeds, row)
 
     def save(self, updates: int, states: Any) -> None:
         if self.folder is None:
