@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -532,6 +533,8 @@ def test_the_networks_of_a_state_are_trained_in_its_units():
     """One update with new data: training comes after the statistics have moved, and the last steps are in it."""
     setting = config(model_network=None)
     state = init(KEY, setting)
+    counts = optax.tree.get_all_with_path(state.opt_state, "count")
+    assert [count for _, count in counts] == [setting.gradient_steps]  # it starts with a trained ensemble
     after, _ = update(state, setting)
     key, act_key, count_key, fit_key = jax.random.split(state.key, 4)
     collected, steps, _, _ = jax.jit(pets.collect)(act_key, state, setting)

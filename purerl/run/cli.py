@@ -1,4 +1,4 @@
-"""The command line: `purerl train | evaluate | plot | render | export | list`."""
+"""The command line: `purerl train | tune | evaluate | plot | render | export | list`."""
 
 import dataclasses
 import os
@@ -52,6 +52,30 @@ class TrainOptions:
     """Write TensorBoard logs too."""
     wandb: bool = False
     """Send Weights & Biases logs too."""
+
+
+@dataclasses.dataclass
+class TuneOptions:
+    """What a search is, apart from the fields of all trials."""
+
+    trials: int = 64
+    """Trials in all, those of before included where the folder holds the same search."""
+    seeds: int = 4
+    """Trainings of each trial, from seed 1000 on."""
+    ranges: str | None = None
+    """File of ranges to search, in the form of purerl/tuned/ranges/defaults.toml; those where not given."""
+    round_size: int = 16
+    """Trials that train side by side, before more are proposed."""
+    halving: bool = True
+    """Let the worse half of a round leave after a quarter, and again after half of the training."""
+    eval_episodes: int = 32
+    """Episodes of each score."""
+    final_seeds: int = 8
+    """Seeds from 0 on that the best settings are trained and scored with in the end."""
+    out: str | None = None
+    """Folder of the search; runs/tune_<algo>_<env> where not given."""
+    settings: str | None = None
+    """File of settings to start from in place of the tuned ones."""
 
 
 @dataclasses.dataclass
@@ -126,6 +150,7 @@ def main() -> None:
     """
     commands = {
         "train": train,
+        "tune": tune,
         "evaluate": evaluate,
         "plot": plot,
         "render": render,
@@ -165,6 +190,7 @@ _USAGE = """purerl: reinforcement learning in pure JAX
   purerl train ALGORITHM [--env NAME] [flags]   train seeds on all cores; `purerl train ppo --help` lists the flags
   purerl train ./mine.py [--env mine:MyEnv]     an algorithm, or an env, of your own: a file or a module's name
   purerl train --resume DIR                     go on with an interrupted run
+  purerl tune ALGORITHM [--env NAME] [flags]    search for its settings, many trials at once
   purerl evaluate DIR                           returns of the final policies over whole episodes
   purerl plot DIR [DIR ...]                     learning curves, IQM over seeds with a 95 % interval
   purerl render DIR                             one episode of the final policy as a GIF
@@ -224,6 +250,66 @@ def train(arguments: list[str]) -> None:
     _report(run, folder)
 
 
+def tune(arguments: list[str]) -> None:
+    """`purerl tune ALGORITHM ...`."""
+    from purerl.run import ranges as search_ranges
+    from purerl.run import search_figure
+    from purerl.run import tune as tuning
+
+    runner.use_all_cores()
+    if not arguments or arguments[0].startswith("-"):
+        raise ValueError(f"Name an algorithm: purerl tune {{{','.join(purerl.ALGORITHMS)}}} [flags].")
+    tuning.check_installed()
+    algorithm = objects.algorithm_named(arguments[0])
+    default = _settings(algorithm, _value_of("--env", arguments), _value_of("--settings", arguments))
+    config, options = _parsed(algorithm, default, TuneOptions(), arguments[1:], command="tune")
+    name, env = objects.short_name(algorithm), objects.env_name(config.env)
+    if options.ranges is None:
+        ranges = search_ranges.shipped(name, algorithm.Config)
+    else:
+        ranges = search_ranges.read(options.ranges, algorithm.Config)
+    folder = Path(options.out or f"runs/tune_{name}_{env.replace('/', '-')}")
+    print(f"Folder of the search: {folder}; {options.trials} trials over {', '.join(ranges)}.")
+    search = tuning.tune(
+        algorithm,
+        config,
+        ranges,
+        out=folder,
+        trials=options.trials,
+        seeds=options.seeds,
+        round_size=options.round_size,
+        halving=options.halving,
+        eval_episodes=options.eval_episodes,
+    )
+    _report_search(search, ranges)
+    figure = search_figure.draw(search.trials, ranges, f"{name} {env}")
+    figure.savefig(folder / "search.png", dpi=150)
+    print(f"Picture: {folder / 'search.png'}")
+    search_ranges.write_settings(folder / tuning.SETTINGS, env, search.config)
+    print(f"Settings: {folder / tuning.SETTINGS}, for purerl train {name} --settings")
+    seeds = range(options.final_seeds)
+    run = runner.train(algorithm, search.config, seeds=seeds, progress=False, say=lambda line: None)
+    returns = _evaluations(run, num_episodes=100, deterministic=True, seed=0).mean(1)
+    print(
+        f"On {len(seeds)} seeds that the search has not seen the final greedy policies earn {returns.mean():.2f} "
+        f"({returns.min():.2f} to {returns.max():.2f})."
+    )
+
+
+def _report_search(search: Any, ranges: Any) -> None:
+    """The best five trials, side by side."""
+    ranked = sorted(search.trials, key=lambda trial: (trial.pruned, -trial.rung_scores[-1]))[:5]
+    table = Table(title=f"the best of {len(search.trials)} trials")
+    for heading in ("trial", *(str(trial.number) for trial in ranked)):
+        table.add_column(heading, justify="right")
+    table.add_row("mean return", *(f"{trial.rung_scores[-1]:.4g}" for trial in ranked))
+    table.add_row("", *("left early" if trial.pruned else "" for trial in ranked), end_section=True)
+    for name in ranges:
+        values = [trial.fields[name] for trial in ranked]
+        table.add_row(name, *(f"{x:.3g}" if isinstance(x, float) else str(x) for x in values))
+    Console().print(table)
+
+
 def _stored(name: str | None, folder: str) -> tuple[Any, Any, TrainOptions]:
     """What a folder's config.json says, as defaults of the flags; the run's check names flags that differ."""
     if not Path(folder).is_dir():
@@ -272,14 +358,16 @@ def _settings(algorithm: Any, env: str | None, file: str | None) -> Any:
     return algorithm.Config()  # the env itself comes with the flags, some of which it may need to be valid
 
 
-def _parsed(algorithm: Any, default: Any, options: TrainOptions, arguments: list[str]) -> tuple[Any, TrainOptions]:
+def _parsed(
+    algorithm: Any, default: Any, options: Any, arguments: list[str], command: str = "train"
+) -> tuple[Any, Any]:
     """Config and options after the flags."""
     unprefixed: Any = tyro.conf.OmitArgPrefixes
     run = dataclasses.field(default_factory=lambda: options)
     flags = _flags(algorithm.Config, default)
-    fields = [("config", unprefixed[flags]), ("run", unprefixed[TrainOptions], run)]
-    both: Any = dataclasses.make_dataclass("Train", fields)  # type: ignore[arg-type]  # pairs and triples
-    prog = f"purerl train {objects.short_name(algorithm)}"
+    fields = [("config", unprefixed[flags]), ("run", unprefixed[type(options)], run)]
+    both: Any = dataclasses.make_dataclass(command.title(), fields)  # type: ignore[arg-type]  # pairs and triples
+    prog = f"purerl {command} {objects.short_name(algorithm)}"
     parsed = tyro.cli(both, args=arguments, prog=prog, description=_headline(algorithm))
     before, after = dataclasses.asdict(flags()), dataclasses.asdict(parsed.config)
     changes = {name: value for name, value in after.items() if value != before[name]}

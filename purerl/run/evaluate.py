@@ -129,6 +129,13 @@ def first_best(algorithm: Any, state: Any, config: Any) -> Best:
     return Best(jnp.float32(-jnp.inf), acting_leaves(algorithm, state, config))
 
 
+def evaluation(algorithm: Any, state: Any, config: Any, key: PRNGKey, update: Array, num_episodes: int) -> Array:
+    """The mean return of the greedy policy after so many updates; key: the one that the training began with."""
+    eval_key = jax.random.fold_in(jax.random.fold_in(key, _STREAM), update)
+    policy = algorithm.policy(state, config, deterministic=True)
+    return episodes(eval_key, envs.bind(config), policy, num_episodes).returns.mean()
+
+
 def evaluated(
     algorithm: Any, state: Any, config: Any, key: PRNGKey, update: Array, best: Best, num_episodes: int
 ) -> tuple[Best, Array]:
@@ -136,9 +143,7 @@ def evaluated(
 
     key: the one that the training began with.
     """
-    eval_key = jax.random.fold_in(jax.random.fold_in(key, _STREAM), update)
-    policy = algorithm.policy(state, config, deterministic=True)
-    value = episodes(eval_key, envs.bind(config), policy, num_episodes).returns.mean()
+    value = evaluation(algorithm, state, config, key, update, num_episodes)
     now = Best(value, leaves_at(state, best.leaves))
     return jax.tree.map(lambda new, old: jnp.where(value > best.eval_return, new, old), now, best), value
 
