@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import purerl
-from purerl import plot
+from purerl import plot, render
 from purerl.run import cli, runner
 from purerl.run import folder as run_folder
 from tests import tiny
@@ -137,6 +137,10 @@ def test_the_best_policies_are_evaluated_rendered_and_exported(
     call(monkeypatch, "evaluate", out, "--best", "--num-episodes", "2")
     tiny.assert_same_bits(shown[0], run.best)
     assert "best policies" in capsys.readouterr().out
+    pictured: list[Any] = []
+    monkeypatch.setattr(render, "save", lambda path, algorithm, state, *rest: pictured.append(state) or path)
+    call(monkeypatch, "render", out, "--best", "--seed", "1")
+    tiny.assert_same_bits(pictured[0], jax.tree.map(lambda x: x[1], run.best))
     call(monkeypatch, "export", out, "--best", "--seed", "1", "--out", str(tmp_path / "one.policy"))
     assert (tmp_path / "one.policy").read_bytes() == (tmp_path / "run/checkpoints/best/1.policy").read_bytes()
 

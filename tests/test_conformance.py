@@ -53,9 +53,17 @@ class Programs(NamedTuple):
         return [field.name for field in dataclasses.fields(self.config) if field.metadata.get("network")]
 
 
+# Those that share most of their file with another that is tried in every run, or compile for longest.
+THOROUGH = ("sarsa", "a2c", "ddpg", "td3", "discrete_sac", "es", "mbpo", "pets")
+
+
 # All tests of an algorithm on one worker, so that its programs are compiled once.
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=pytest.mark.xdist_group(name)) for name in purerl.ALGORITHMS]
+    scope="module",
+    params=[
+        pytest.param(name, marks=[pytest.mark.xdist_group(name), *([pytest.mark.thorough] if name in THOROUGH else [])])
+        for name in purerl.ALGORITHMS
+    ],
 )
 def programs(request: pytest.FixtureRequest) -> Programs:
     algorithm = importlib.import_module(f"purerl.algorithms.{request.param}")

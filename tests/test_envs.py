@@ -139,6 +139,11 @@ class TellsItsReturn(Chain):
         return {"return": state[0]}
 
 
+class TellsWithAComma(Chain):
+    def metrics(self, state, params):
+        return {"x,y": state[0]}
+
+
 class TellsOfNothing(Chain):
     def metrics(self, state):
         return {}
@@ -149,6 +154,7 @@ class TellsOfNothing(Chain):
     [
         (TellsAList(), "TellsAList.metrics must return a dictionary of scalars by name"),
         (TellsAVector(), r"TellsAVector.metrics: cells must be a scalar, but is float32\[3\]"),
+        (TellsWithAComma(), "TellsWithAComma.metrics: 'x,y' has a comma"),
         (TellsItsReturn(), "TellsItsReturn.metrics: return is what purerl calls its own account"),
         (TellsOfNothing(), r"TellsOfNothing.metrics must be a method of \(state, params\)"),
     ],

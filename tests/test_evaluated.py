@@ -144,6 +144,16 @@ def test_it_goes_on_as_it_began(run: tuple[Path, runner.Run], tmp_path: Path) ->
     assert runner.load(plain).best is None and folder.load(run[0])[3].eval_episodes == EPISODES
 
 
+def test_before_the_first_evaluation_there_is_no_best(tmp_path: Path) -> None:
+    """Stopped after its first update: what the checkpoint holds then is the policy before any training."""
+    out, options = tmp_path / "run", {"eval_every": 96, "eval_episodes": EPISODES}
+    stopped = tiny.run(ppo, CONFIG, out=out, on_chunk=lambda *_: True, **options)
+    assert stopped.updates < 6 and stopped.best is None and runner.load(out).best is None
+    assert not list((out / "checkpoints" / "best").iterdir())
+    whole = tiny.run(ppo, CONFIG, out=out, resume=True)
+    assert_same_bits(whole.best, whole.states)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

@@ -187,7 +187,10 @@ def test_batches_of_one_kind(fraction: float) -> None:
     assert batch.reward.shape == (4,) and ((batch.reward != 0) == (fraction == 1)).all()
 
 
-@pytest.mark.parametrize("learn_alpha", [True, False], ids=["learned", "fixed"])
+@pytest.mark.parametrize(
+    "learn_alpha",
+    [pytest.param(True, id="learned", marks=pytest.mark.thorough), pytest.param(False, id="fixed")],
+)
 def test_gradient_steps_are_those_of_sac(learn_alpha: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two in a row on given batches: weights, optimisers, targets and metrics, with rates of their own for each."""
     shared = {"alpha": 0.3, "tau": 0.25, "gamma": 0.9, "target_entropy": -0.5, "learn_alpha": learn_alpha}

@@ -39,6 +39,7 @@ print((peak[0] - said["base"]) / 1e6)
 """
 
 
+@pytest.mark.thorough
 def test_estimate_is_near_the_measured_peak() -> None:
     """In a process of its own: XLA's figure before the run, the growth of its memory while it runs."""
     command = [sys.executable, "-c", MEASURED]

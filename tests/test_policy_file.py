@@ -95,6 +95,14 @@ def test_an_env_of_ones_own_is_given_where_no_path_leads_to_it(tmp_path: Path) -
     assert purerl.load_policy(path, env=env)(KEY, jnp.int32(2)) in (0, 1)
 
 
+def test_what_stands_elsewhere_is_given(saved: Path) -> None:
+    """An algorithm of one's own, whose file lay in another place when the policy was saved."""
+    change(saved, algorithm="/elsewhere/ppo.py")
+    with pytest.raises(policy_file.PolicyFileError, match=r"The algorithm of .*ppo\.policy is not to be found"):
+        purerl.load_policy(saved)
+    assert purerl.load_policy(saved, algorithm=ppo)(KEY, jnp.zeros(4)) in (0, 1)
+
+
 def test_nothing_is_overwritten_and_nothing_is_left_half(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +150,7 @@ def test_a_file_that_is_no_policy_is_one_sentence(saved: Path, tmp_path: Path) -
 
 def test_another_version_names_what_differs(saved: Path) -> None:
     header = json.loads(zipfile.ZipFile(saved).read("policy.json"))
-    with pytest.raises(RunError, match="is a run of ppo, not of sac"):
+    with pytest.raises(RunError, match="is a policy of ppo, not of sac"):
         purerl.load_policy(saved, algorithm=sac)
     change(saved, config=header["config"] | {"actor_hidden_sizes": [9]})
     where = r"state\.params\.actor\.weights\['params'\]\['body'\]\['Dense_0'\]\['bias'\]"

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from purerl import checkpoint, dqn, logs, plot, ppo, runner
+from purerl import checkpoint, dqn, logs, mbpo, plot, ppo, runner, sac
 from purerl.run import memory, warm_start
 from tests import tiny
 
@@ -200,16 +200,18 @@ def test_it_goes_on_beyond_its_end(tmp_path: Path) -> None:
     longer = config.replace(total_timesteps=2 * config.total_timesteps)
     tiny.run(ppo, config, out=tmp_path / "run")
     whole = tiny.run(ppo, longer, out=tmp_path / "whole")
-    extended = tiny.run(ppo, longer, out=tmp_path / "run", resume=True, say=said.append)
+    with pytest.raises(runner.RunError, match=r"differs in total_timesteps \(96 there, 192 here\)"):
+        tiny.run(ppo, longer, out=tmp_path / "run", resume=True)
+    extended = tiny.run(ppo, longer, out=tmp_path / "run", resume=True, extend=True, say=said.append)
     assert extended.finished and extended.updates == 2 * config.num_updates
     tiny.assert_same_bits(extended.states, whole.states)
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (tmp_path / "whole" / "metrics.csv").read_bytes()
     assert "total_timesteps = 192 in place of 96" in said[0] and "at the old end 50% of the way" in said[0]
     assert runner.load(tmp_path / "run").config == longer
     with pytest.raises(runner.RunError, match=r"differs in total_timesteps \(192 there, 96 here\)"):
-        tiny.run(ppo, config, out=tmp_path / "run", resume=True)
+        tiny.run(ppo, config, out=tmp_path / "run", resume=True, extend=True)
     with pytest.raises(runner.RunError, match=r"differs in .*total_timesteps \(192 there, 960 here\).*gamma"):
-        tiny.run(ppo, longer.replace(total_timesteps=960, gamma=0.5), out=tmp_path / "run", resume=True)
+        tiny.run(ppo, longer.replace(total_timesteps=960, gamma=0.5), out=tmp_path / "run", resume=True, extend=True)
 
 
 def test_it_starts_from_the_weights_of_another_run(finished: tuple[Path, runner.Run], tmp_path: Path) -> None:
@@ -235,6 +237,7 @@ def test_weights_that_do_not_fit_are_named(finished: tuple[Path, runner.Run], tm
     where = r"\['params'\]\.actor\.weights\['params'\]\['body'\]\['Dense_0'\]\['bias'\]"
     with pytest.raises(runner.RunError, match=rf"{where} is float32\[8\] there and float32\[9\] here"):
         tiny.run(ppo, wide, **options)
+    assert not (tmp_path / "run").exists()
     with pytest.raises(runner.RunError, match="is a run of ppo, not of dqn"):
         tiny.run(dqn, tiny.config(dqn), **options)
     with pytest.raises(runner.RunError, match="missing holds no run"):
@@ -242,6 +245,39 @@ def test_weights_that_do_not_fit_are_named(finished: tuple[Path, runner.Run], tm
     with pytest.raises(runner.RunError, match="leave out start_from"):
         tiny.run(ppo, CONFIG, out=finished[0], start_from=finished[0], resume=True)
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("algorithm", [sac, mbpo])
+def test_all_that_was_learned_comes_along(algorithm: Any) -> None:
+    """Targets, statistics and the ensemble too; optimisers, memories and environments do not."""
+    config = tiny.config(algorithm, **({"normalize_obs": True} if algorithm is sac else {}))
+    fresh, trained = (
+        jax.jit(jax.vmap(algorithm.init, (0, None)))(jax.random.split(jax.random.key(seed), 2), config)
+        for seed in (0, 1)
+    )
+    warm = warm_start.with_weights(fresh, trained, "there")
+    tiny.assert_same_bits((warm.params, warm.target_critic), (trained.params, trained.target_critic))
+    if algorithm is sac:
+        tiny.assert_same_bits(warm.obs_stats, trained.obs_stats)
+        tiny.assert_same_bits((warm.replay, warm.opt_state, warm.key), (fresh.replay, fresh.opt_state, fresh.key))
+    else:
+        model = warm.model
+        tiny.assert_same_bits(
+            (model.params, model.obs_stats, model.target_stats),
+            (trained.model.params, trained.model.obs_stats, trained.model.target_stats),
+        )
+        tiny.assert_same_bits((model.replay, model.opt_state), (fresh.model.replay, fresh.model.opt_state))
+
+
+def test_an_error_of_the_users_files_is_not_the_disks(tmp_path: Path) -> None:
+    """A hook that finds no file, or loses a connection, says so itself."""
+
+    def hook(*_: Any) -> None:
+        raise ConnectionResetError("the dashboard is gone")
+
+    with pytest.raises(ConnectionResetError, match="the dashboard is gone"):
+        tiny.run(ppo, CONFIG, out=tmp_path / "run", on_chunk=hook)
+    assert checkpoint.steps(tmp_path / "run" / "checkpoints")[-1] > 0
 
 
 class Failing:

@@ -1,6 +1,8 @@
 """Searching for settings: what Optuna proposes is what trains, the race, and what a search leaves."""
 
+import functools
 import json
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ import optuna
 import pytest
 
 import purerl
-from purerl import envs, ppo
-from purerl.run import evaluate, ranges, runner, search_figure, settings, tune
+from purerl import mdp, ppo
+from purerl.run import cli, evaluate, ranges, runner, search_figure, settings, tune
 from purerl.run.errors import RunError
 from purerl.run.ranges import Range
 from purerl.run.settings import SettingsError
 from tests import tiny
 from tests.test_cli import call
+from tests.toy_envs import Chain
 
 CONFIG = tiny.config(ppo)
 RANGES = {"learning_rate": Range(1e-4, 1e-1, log=True), "gamma": Range(choices=(0.5, 0.9))}
@@ -30,13 +33,18 @@ def race(traced: list[dict[str, Any]], rungs: list[float], config: Any = CONFIG)
     return tune._race(ppo, (7, 8, 9), rungs, 2, config, traced)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def score(state: Any, key: Any, updates: int, config: Any) -> Any:
+    return evaluate.evaluation(ppo, state, config, key, jnp.int32(updates), 2)
+
+
 def return_of(config: Any, seed: int, updates: int) -> float:
     """Of the greedy policy after so many updates, one by one."""
     key = jax.random.key(seed)
     state, update = jax.jit(ppo.init)(key, config), jax.jit(ppo.update)
     for _ in range(updates):
         state, _ = update(state, config)
-    return float(evaluate.evaluation(ppo, state, envs.with_tables(config), key, jnp.int32(updates), 2))
+    return float(score(state, key, updates, config))
 
 
 def test_scores_are_those_of_trainings_one_by_one() -> None:
@@ -95,7 +103,25 @@ def test_a_search_goes_on_where_it_was(searched: tuple[Path, tune.Search], tmp_p
     longer = tune.tune(ppo, CONFIG, RANGES, out=searched[0], **{**FAST, "trials": 6})
     assert [trial.number for trial in longer.trials] == [0, 1, 2, 3, 4, 6] and longer.trials[:5] == searched[1].trials
     states = [t.state.name for t in optuna.load_study(study_name="purerl", storage=storage).trials]
+    assert longer.trials[5].fields != longer.trials[0].fields  # not what the search began with
     assert states[5] == "FAIL" and set(states) == {"FAIL", "PRUNED", "COMPLETE"}
+
+
+def test_half_a_line_at_the_end_is_cut(searched: tuple[Path, tune.Search], tmp_path: Path) -> None:
+    """As a full disk leaves it: what is added next does not make the whole study unreadable."""
+    path = Path(shutil.copytree(searched[0], tmp_path / "copy"))
+    with (path / "study.log").open("ab") as file:
+        file.write(b'{"op_code": 4, "worker')
+    again = tune.tune(ppo, CONFIG, RANGES, out=path, **{**FAST, "trials": 5})
+    assert [trial.number for trial in again.trials][:5] == [0, 1, 2, 3, 4]
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path / "study.log")))
+    assert len(optuna.load_study(study_name="purerl", storage=storage).trials) >= 5
+
+
+def test_too_little_memory_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tune.memory, "free_bytes", lambda devices: 1000)
+    with pytest.raises(RunError, match=r"Memory: .* for the states of 16 seed"):
+        tune.tune(ppo, CONFIG, RANGES, out=tmp_path / "search", **FAST)
 
 
 def test_another_search_is_not_mixed_in(searched: tuple[Path, tune.Search], tmp_path: Path) -> None:
@@ -137,12 +163,24 @@ def test_no_trial_with_a_score_is_one_sentence(tmp_path: Path) -> None:
         ({"seeds": 0}, RANGES, "seeds must be at least 1, but is 0"),
         ({"round_size": 0}, RANGES, "round_size must be at least 1"),
         ({}, {}, "nothing to search: no range is known for a field of ppo"),
+        ({}, {"gama": Range(0.1, 0.2)}, "ppo has no field gama to search; there are activation, "),
+        ({}, {"gamma": Range(0.9, 1.5)}, r"gamma must be a finite number in \[0, 1\], but is 1.5"),
+        ({}, {"learning_rate": Range(0.9, float("inf"))}, "learning_rate must be .*finite.* inf"),
+        ({}, {"clip_value": Range(0, 1)}, "clip_value must be a Python bool, but is 0"),
+        ({}, {"gamma": Range(choices=("a",))}, "gamma must be a number or an array, but is 'a'"),
     ],
 )
 def test_bad_numbers(options: dict[str, int], searched: Any, message: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         tune.tune(ppo, CONFIG, searched, out=tmp_path / "search", **{**FAST, **options})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_policy_that_learns_nothing_is_not_searched(tmp_path: Path) -> None:
+    """Of td it is fixed, so that all trials would score the same."""
+    config = tiny.config(purerl.td)
+    with pytest.raises(ValueError, match="The policy of td does not depend on its training"):
+        tune.tune(purerl.td, config, {"gamma": Range(0.1, 0.9)}, out=tmp_path / "search", **FAST)
 
 
 def test_without_optuna_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -201,10 +239,21 @@ def test_proposals_become_fields(tmp_path: Path) -> None:
 def test_settings_file_makes_the_config_again(tmp_path: Path) -> None:
     env, file = "mdp/frozen_lake_4x4", tmp_path / "settings.toml"
     config = ppo.Config(env=env, gamma=0.5, actor_hidden_sizes=(8, 8), clip_value=False, surrogate="kl")
-    ranges.write_settings(file, env, config)
+    assert ranges.write_settings(file, config)
     (entry,) = settings.read(file, ppo.Config).values()
     assert ppo.Config(env=env, **entry.fields) == config
     assert "learning_rate" not in tomllib.loads(file.read_text())[env]["fields"]
+
+
+def test_settings_of_an_env_of_ones_own(tmp_path: Path) -> None:
+    """By its import path, or not at all where there is none."""
+    config = ppo.Config(env=Chain(), gamma=0.5)
+    assert ranges.write_settings(tmp_path / "mine.toml", config)
+    (env,) = settings.read(tmp_path / "mine.toml", ppo.Config)
+    assert env == "tests.toy_envs:Chain"
+    walk = mdp.Tabular(mdp.random_walk(5))
+    assert not ranges.write_settings(tmp_path / "none.toml", ppo.Config(env=walk))
+    assert not (tmp_path / "none.toml").exists()
 
 
 def test_importance_is_that_of_the_field_that_matters() -> None:
@@ -226,9 +275,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     size += ["--actor-hidden-sizes", "8", "--critic-hidden-sizes", "8"]
     numbers = ["--trials", "4", "--seeds", "1", "--round-size", "4", "--eval-episodes", "2", "--final-seeds", "2"]
     flags = ["--ranges", str(tmp_path / "ranges.toml"), "--out", str(out)]
+    trained: list[Any] = []
+    train = runner.train
+    monkeypatch.setattr(cli.runner, "train", lambda *x, **y: (trained.append(y["seeds"]), train(*x, **y))[1])
     call(monkeypatch, "tune", "ppo", *size, *numbers, *flags)
+    assert [list(seeds) for seeds in trained] == [[0, 1]]  # and the search had 1000
     printed = capsys.readouterr().out
-    for text in ("4 of 4 trials; best", "the best of 4 trials", "learning_rate", "On 2 seeds that the search has not"):
+    for text in ("4 of 4 trials; best", "the best of 4 trials", "learning_rate", "Their final greedy policies earn"):
         assert text in printed
     assert matplotlib.image.imread(out / "search.png").std() > 0
     again = ["--settings", str(out / "settings.toml"), "--num-seeds", "1", "--out", str(out / "t")]
@@ -239,6 +292,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
         (["tune"], "Name an algorithm: purerl tune"),
         (["tune", "pppo"], "There is no algorithm named 'pppo'; did you mean ppo"),
         (["tune", "ppo", "--trials", "0"], "trials must be at least 1, but is 0"),
+        (["tune", "ppo", "--final-seeds", "0"], "final_seeds must be at least 1, but is 0"),
+        (["tune", "ppo", *flags[:2], "--gamma", "0.5"], "gamma is given and searched: leave it out"),
     ):
         with pytest.raises(SystemExit):
             call(monkeypatch, *arguments, *([] if len(arguments) == 1 else ["--out", str(tmp_path / "none")]))

@@ -31,6 +31,7 @@ __all__ = [
     "static",
     "traced",
     "validate",
+    "validate_value",
 ]
 
 PRNGKey = Key[Array, ""] | UInt32[Array, "2"]  # what jax.random.key gives, and jax.random.PRNGKey
@@ -206,14 +207,20 @@ def validate(config: Any) -> None:
     """
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        name = f"{type(config).__module__.split('.')[-1]}.Config.{field.name}"
         if isinstance(value, list) and isinstance(field.default, tuple):
             value = tuple(value)
             object.__setattr__(config, field.name, value)
-        if field.metadata.get("pytree_node", True):
-            _validate_traced(name, value, field.metadata)
-        else:
-            _validate_static(name, value, field.default, field.metadata)
+        validate_value(type(config), field.name, value)
+
+
+def validate_value(config_class: Any, name: str, value: Any) -> None:
+    """Checks a value of one field of a Config against its declaration alone; errors as in `validate`."""
+    field = config_class.__dataclass_fields__[name]
+    name = f"{config_class.__module__.split('.')[-1]}.Config.{name}"
+    if field.metadata.get("pytree_node", True):
+        _validate_traced(name, value, field.metadata)
+    else:
+        _validate_static(name, value, field.default, field.metadata)
 
 
 def _validate_traced(name: str, value: Any, metadata: Any) -> None:

@@ -208,7 +208,10 @@ class BoundEnv:
         return _select(ended, fresh, ongoing), transition, account
 
     def _end_sums(self, ended: Bool[Array, " N"], state: Any) -> dict[str, Array]:
-        said = jax.vmap(lambda *own: metrics(self.env, *own), (0, self._axes))(state, self.params)
+        if not hasattr(self.env, "metrics"):
+            return {}
+        tell = jax.vmap(lambda *own: metrics(self.env, *own), (0, self._axes), axis_size=self.num_envs)
+        said = tell(state, self.params)
         return {name: jnp.where(ended, x, 0.0).sum() for name, x in said.items()}
 
     def _split(self, key: PRNGKey, num_steps: int) -> tuple[Any, Any, Any]:

@@ -62,7 +62,8 @@ def max_episode_steps(env: Env, params: Any) -> Any:
 def metrics(env: Env, state: Any, params: Any) -> dict[str, Array]:
     """Scalars that the env tells of a state, by name; none where it has no `metrics(state, params)`.
 
-    A training gives their means over the ends of episodes, as episode_<name>.
+    A training gives their means over the ends of episodes, as episode_<name>; cem and es, which play whole episodes of
+    their own, do not.
     """
     told = getattr(env, "metrics", None)
     return {} if told is None else {name: jnp.asarray(x, jnp.float32) for name, x in told(state, params).items()}
@@ -112,6 +113,8 @@ def _check_metrics(env: Any, name: str, state: Any) -> None:
     if not isinstance(told, dict) or not all(isinstance(key, str) for key in told):
         raise TypeError(f"{name}.metrics must return a dictionary of scalars by name, but returns {told}.")
     for key, value in told.items():
+        if set(key) & set(',"\n\r'):
+            raise TypeError(f"{name}.metrics: {key!r} has a comma, a quote or a line break, which no column may have.")
         if value.shape != ():
             raise TypeError(f"{name}.metrics: {key} must be a scalar, but is {value.dtype}{list(value.shape)}.")
         if key in ("return", "length"):

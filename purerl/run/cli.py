@@ -67,7 +67,7 @@ class TuneOptions:
     round_size: int = 16
     """Trials that train side by side, before more are proposed."""
     halving: bool = True
-    """Let the worse half of a round leave after a quarter, and again after half of the training."""
+    """Of trials that share a program, let the worse half leave after a quarter and again after half of the training."""
     eval_episodes: int = 32
     """Episodes of each score."""
     final_seeds: int = 8
@@ -238,6 +238,7 @@ def train(arguments: list[str]) -> None:
         seeds=_seeds(options, arguments),
         out=folder,
         resume=resume is not None,
+        extend=True,
         seeds_at_once=options.seeds_at_once,
         checkpoint_seconds=options.checkpoint_seconds,
         start_from=options.start_from,
@@ -263,11 +264,18 @@ def tune(arguments: list[str]) -> None:
     algorithm = objects.algorithm_named(arguments[0])
     default = _settings(algorithm, _value_of("--env", arguments), _value_of("--settings", arguments))
     config, options = _parsed(algorithm, default, TuneOptions(), arguments[1:], command="tune")
+    if options.final_seeds < 1:
+        raise ValueError(f"final_seeds must be at least 1, but is {options.final_seeds}.")
     name, env = objects.short_name(algorithm), objects.env_name(config.env)
     if options.ranges is None:
         ranges = search_ranges.shipped(name, algorithm.Config)
     else:
         ranges = search_ranges.read(options.ranges, algorithm.Config)
+    for field in [x for x in ranges if _value_of(f"--{x.replace('_', '-')}", arguments) is not None]:
+        if options.ranges is not None:
+            raise ValueError(f"{field} is given and searched: leave it out of the flags, or of {options.ranges}.")
+        del ranges[field]
+        print(f"{field} is given, so it is not searched.")
     folder = Path(options.out or f"runs/tune_{name}_{env.replace('/', '-')}")
     print(f"Folder of the search: {folder}; {options.trials} trials over {', '.join(ranges)}.")
     search = tuning.tune(
@@ -285,15 +293,17 @@ def tune(arguments: list[str]) -> None:
     figure = search_figure.draw(search.trials, ranges, f"{name} {env}")
     figure.savefig(folder / "search.png", dpi=150)
     print(f"Picture: {folder / 'search.png'}")
-    search_ranges.write_settings(folder / tuning.SETTINGS, env, search.config)
-    print(f"Settings: {folder / tuning.SETTINGS}, for purerl train {name} --settings")
+    if search_ranges.write_settings(folder / tuning.SETTINGS, search.config):
+        print(f"Settings: {folder / tuning.SETTINGS}, for purerl train {arguments[0]} --settings")
+    else:
+        print(f"No settings file, since no path leads to the env: the fields are {search.best.fields}.")
     seeds = range(options.final_seeds)
-    run = runner.train(algorithm, search.config, seeds=seeds, progress=False, say=lambda line: None)
+    print(f"Training the best settings on seeds 0 to {options.final_seeds - 1}, which the search has not seen.")
+    run = runner.train(algorithm, search.config, seeds=seeds)
+    if run.stop_signal is not None:
+        raise SystemExit(128 + run.stop_signal)
     returns = _evaluations(run, num_episodes=100, deterministic=True, seed=0).mean(1)
-    print(
-        f"On {len(seeds)} seeds that the search has not seen the final greedy policies earn {returns.mean():.2f} "
-        f"({returns.min():.2f} to {returns.max():.2f})."
-    )
+    print(f"Their final greedy policies earn {returns.mean():.2f} ({returns.min():.2f} to {returns.max():.2f}).")
 
 
 def _report_search(search: Any, ranges: Any) -> None:
@@ -547,7 +557,8 @@ def _loaded(folder: str, best: bool) -> runner.Run:
     """A run's folder, with the final policies or the best ones. Raises RunError where there are no best ones."""
     run = runner.load(folder)
     if best and run.best is None:
-        raise runner.RunError(f"{folder} has no best policies: they come with purerl train ... --eval-every STEPS.")
+        how = "they come with purerl train ... --eval-every STEPS, at the first evaluation"
+        raise runner.RunError(f"{folder} has no best policies: {how}.")
     return run._replace(states=run.best) if best else run
 
 

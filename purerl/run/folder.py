@@ -5,10 +5,12 @@ update; checkpoints/ the last two states and, of a run that is evaluated all alo
 .lock, keeps a second writer out.
 """
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -19,7 +21,7 @@ import numpy as np
 
 from purerl import envs
 from purerl.run import lock, objects, provenance
-from purerl.run.errors import RunError
+from purerl.run.errors import RunError, StoppedError
 
 CONFIG, METRICS, CHECKPOINTS, BEST = "config.json", "metrics.csv", "checkpoints", "best"
 _PARTIAL = f"{CONFIG}.tmp"  # what a kill while it is written leaves
@@ -71,7 +73,7 @@ def write(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int], op
         "options": options._asdict(),
         "versions": provenance.versions(),
     }
-    _write(folder, content)
+    write_json(folder / CONFIG, content)
 
 
 def lengthen(folder: Path, config: Any) -> None:
@@ -80,17 +82,33 @@ def lengthen(folder: Path, config: Any) -> None:
     length = getattr(config, _LENGTH, None)
     if content["config"].get(_LENGTH) != length:
         content["config"][_LENGTH] = length
-        _write(folder, content)
+        write_json(folder / CONFIG, content)
 
 
-def _write(folder: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes a file of the folder's own, whole or not at all; what a kill leaves does not make the folder another's."""
     text = json.dumps(content, indent=2)
-    partial = folder / _PARTIAL
+    partial = path.parent / _PARTIAL
     with partial.open("w") as file:
         file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
-    partial.replace(folder / CONFIG)
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def disk(folder: Path) -> Iterator[None]:
+    """Turns what the disk refuses into one sentence, a StoppedError."""
+    try:
+        yield
+    except BrokenPipeError:  # the terminal's, not the disk's
+        raise
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise StoppedError(
+            f"{folder} cannot be written: {'the disk is full' if full else error.strerror}. What was saved is kept: "
+            f"mend that, then go on with --resume {folder}."
+        ) from error
 
 
 def read(folder: str | Path) -> dict[str, Any]:
@@ -139,11 +157,13 @@ def configuration(
         raise RunError(f"{path} is damaged, or of another version: {error}") from error
 
 
-def check_same(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int]) -> tuple[Options, list[str]]:
+def check_same(
+    folder: Path, algorithm: ModuleType, config: Any, seeds: list[int], *, extend: bool = False
+) -> tuple[Options, list[str]]:
     """How the run was run, and what else has changed since, in one line each.
 
-    Raises RunError where the folder holds no run, or one of another algorithm, config or seeds; but it may have been
-    meant to be shorter. An object of which either side has no import path passes.
+    extend: it may have been meant to be shorter. Raises RunError where the folder holds no run, or one of another
+    algorithm, config or seeds. An object of which either side has no import path passes.
     """
     if not folder.is_dir():
         raise RunError(f"There is no folder {folder} to resume.")
@@ -156,7 +176,7 @@ def check_same(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int
     theirs = {**json.loads(json.dumps(defaults, default=repr)), **content["config"], "seeds": content["seeds"]}
     differing = [name for name in {**theirs, **mine} if not _agree(theirs.get(name), mine.get(name))]
     said, there, here = list[str](), theirs.get(_LENGTH), mine.get(_LENGTH)
-    if differing == [_LENGTH] and here > there:
+    if extend and differing == [_LENGTH] and here > there:
         differing = []
         said.append(
             f"Going on to {_LENGTH} = {here:,} in place of {there:,}. What falls over a training, such as annealed "

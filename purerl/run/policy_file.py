@@ -87,7 +87,7 @@ def load(path: str | Path, algorithm: ModuleType | None = None, **given: Any) ->
     """The algorithm, the Config, and a state of which only what its policy reads is there; the rest are zeros."""
     path = Path(path)
     header, arrays = _read(path)
-    algorithm, config = run_folder.configuration(path, header, algorithm, **given)
+    algorithm, config = _configuration(path, header, algorithm, given)
     like = jax.eval_shape(algorithm.init, jax.random.key(0), config)
     places, structure = jax.tree_util.tree_leaves_with_path(like), jax.tree.structure(like)
     needed = {jax.tree_util.keystr(places[i][0]) for i in read_by_policy(algorithm, config)}
@@ -96,6 +96,25 @@ def load(path: str | Path, algorithm: ModuleType | None = None, **given: Any) ->
         raise PolicyFileError(f"{path} is of another version of {name}, whose policy reads other arrays: {differing}.")
     state = [_leaf(path, jax.tree_util.keystr(place), leaf, arrays) for place, leaf in places]
     return algorithm, config, structure.unflatten(state)
+
+
+def _configuration(
+    path: Path, header: dict[str, Any], algorithm: ModuleType | None, given: dict[str, Any]
+) -> tuple[ModuleType, Any]:
+    """The algorithm and Config of a file; what is given stands for what was there under another path."""
+    if algorithm is not None and header["algorithm"] is not None:
+        there, here = objects.short_name(header["algorithm"]), objects.short_name(algorithm)
+        if there != here:
+            raise PolicyFileError(f"{path} is a policy of {there}, not of {here}.")
+        header = {**header, "algorithm": None}
+    stored = {
+        name: {**x, "import": None, "type": ""} if name in given and isinstance(x, dict) else x
+        for name, x in header["config"].items()
+    }
+    try:
+        return run_folder.configuration(path, {**header, "config": stored}, algorithm, **given)
+    except RunError as error:
+        raise PolicyFileError(str(error)) from error
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

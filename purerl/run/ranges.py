@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from purerl.run import folder as run_folder
 from purerl.run import objects
 from purerl.run.settings import SettingsError
 
@@ -58,7 +59,7 @@ def shipped(algorithm: str, config_class: type) -> dict[str, Range]:
     tables = tomllib.loads(text)
     own = {name: table for name, table in tables.get(algorithm, {}).items() if isinstance(table, dict)}
     fields = {field.name for field in dataclasses.fields(config_class)}
-    both = {**{name: table for name, table in tables.items() if name in fields}, **own}
+    both = {name: table for name, table in {**tables, **own}.items() if name in fields}
     return {name: _range("tuned/ranges/defaults.toml", name, table, config_class) for name, table in both.items()}
 
 
@@ -116,9 +117,15 @@ def _as_choice(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else json.dumps(value)
 
 
-def write_settings(path: Path, env: str, config: Any) -> None:
-    """A file for `purerl train --settings` with what differs from the Config's defaults, whole or not at all."""
-    default = type(config)()
+def write_settings(path: Path, config: Any) -> bool:
+    """A file for `purerl train --settings` with what differs from the Config's defaults, whole or not at all.
+
+    False, and no file, where the env is an object that no import path leads to.
+    """
+    default, env = type(config)(), run_folder.config_dict(config)["env"]
+    env = env["import"] if isinstance(env, dict) else env
+    if env is None:
+        return False
     lines = [f"[{json.dumps(env)}.fields]"]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -127,3 +134,4 @@ def write_settings(path: Path, env: str, config: Any) -> None:
     partial = path.with_suffix(".tmp")
     partial.write_text("\n".join(lines) + "\n")
     partial.replace(path)
+    return True

@@ -9,13 +9,12 @@ accelerator as many as fit are.
 """
 
 import contextlib
-import errno
 import functools
 import operator
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -35,7 +34,7 @@ from purerl.run.evaluate import Best, check_evaluations, evaluated, evaluated_up
 from purerl.run.lock import lock
 from purerl.run.logs import CsvLogger, Logger
 from purerl.run.progress import Progress
-from purerl.run.warm_start import with_weights
+from purerl.run.warm_start import check_weights, with_weights
 
 __all__ = ["NonFiniteError", "Run", "RunError", "StoppedError", "load", "train", "use_all_cores"]
 
@@ -48,8 +47,8 @@ class Run(NamedTuple):
 
     states: each leaf `[num_seeds, ...]`. metrics: numpy `[num_seeds, updates]` of this call. updates: done in all.
     finished: false where a signal ended it early, whose number is stop_signal. compile_seconds, run_seconds: of this
-    call, evaluations apart. best: of a run that is evaluated all along the states with their policies as they were at
-    the best evaluation of each seed, else None.
+    call, evaluations apart. best: the states with their policies as they were at the best evaluation of each seed; None
+    before the first evaluation, or without any.
     """
 
     algorithm: ModuleType
@@ -72,6 +71,7 @@ def train(
     seeds: Sequence[int] = (0,),
     out: str | Path | None = None,
     resume: bool = False,
+    extend: bool = False,
     seeds_at_once: int | None = None,
     checkpoint_seconds: float = 30.0,
     eval_every: int | None = None,
@@ -84,22 +84,26 @@ def train(
 ) -> Run:
     """Trains one seed or many; seed i starts from `jax.random.key(i)`, whatever the other seeds are.
 
-    out: folder for config.json, metrics.csv and checkpoints; None keeps nothing on disk. resume: go on from the newest
-    checkpoint in `out`, or from the start where there is none yet; a config of more total_timesteps goes on beyond the
-    end, and says what that does to what is annealed. seeds_at_once: how many a device runs vmapped; None
-    means as before where it goes on, else one on a CPU and as many as fit on an accelerator. checkpoint_seconds: least
-    time between checkpoints; there is always one at the start and at the end. eval_every: env steps of a seed (updates,
-    of an algorithm that takes none) from one evaluation of the greedy policies to the next, as in
-    `purerl.train_and_evaluate`: the metric eval_return, NaN where there was none, and the best policy of each seed, in
-    `out` as checkpoints/best/<seed>.policy for `purerl.load_policy`. eval_episodes: in each, 32 where not given. Where
-    it goes on, both are as before. start_from: folder of another run of the algorithm, whose final weights and
-    statistics of observations are the first ones here, the first seed's for the first seed and so on, in turns; all
-    else starts anew. on_chunk: called as on_chunk(updates, states, metrics) whenever the host has the
-    training back, every second or so, with the updates done, states `[num_seeds, ...]` and the metrics `[num_seeds, n]`
-    of the n updates since; True ends the run early, saved, to be gone on with. The states are on the devices, which the
-    next updates reuse: copy what is to be kept. loggers: "tensorboard" and "wandb", which
-    write to `out`, or functions that open one each, called when nothing stands in the way of the run. say: takes
-    one-line messages.
+    out: folder for config.json, metrics.csv and checkpoints; None keeps nothing on disk.
+    resume: go on from the newest checkpoint in `out`, or from the start where there is none yet.
+    extend: a resumed run may go on beyond its end, with a config of more total_timesteps; it says what that does to
+    what is annealed.
+    seeds_at_once: how many a device runs vmapped; None means as before where it goes on, else one on a CPU and as
+    many as fit on an accelerator.
+    checkpoint_seconds: least time between checkpoints; there is always one at the start and at the end.
+    eval_every: env steps of a seed (updates, of an algorithm that takes none) from one evaluation of the greedy
+    policies to the next, as in `purerl.train_and_evaluate`: the metric eval_return, NaN where there was none, and the
+    best policy of each seed, in `out` as checkpoints/best/<seed>.policy for `purerl.load_policy`.
+    eval_episodes: in each evaluation, 32 where not given. Where it goes on, both are as before.
+    start_from: folder of another run of the algorithm, whose final weights and statistics of observations are the
+    first ones here, the first seed's for the first seed and so on, in turns; all else starts anew.
+    on_chunk: called as on_chunk(updates, states, metrics) whenever the host has the training back, every second or
+    so, with the updates done, states `[num_seeds, ...]` and the metrics `[num_seeds, n]` of the n updates since; True
+    ends the run early, saved, to be gone on with. The states are on the devices, which the next updates reuse: copy
+    what is to be kept.
+    loggers: "tensorboard" and "wandb", which write to `out`, or functions that open one each, called when nothing
+    stands in the way of the run.
+    say: takes one-line messages.
 
     SIGINT and SIGTERM end it after the chunk in progress, saved; a second signal ends it at once. An exception in
     on_chunk or a logger ends it too, with the state saved as it is then.
@@ -114,9 +118,9 @@ def train(
         _check_evaluations(eval_every, eval_episodes)
     if start_from is not None and not resume:
         options = options._replace(start_from=str(Path(start_from).absolute()))
-        run_folder.load(start_from, algorithm)  # refused before anything compiles
+        _check_source(Path(start_from), algorithm, config)
     if folder is not None and resume:
-        before, changed = run_folder.check_same(folder, algorithm, config, seeds)
+        before, changed = run_folder.check_same(folder, algorithm, config, seeds, extend=extend)
         options = _as_before(before, options, changed, say)
         if start_from is not None:
             raise RunError("A resumed run goes on with its own weights: leave out start_from.")
@@ -126,19 +130,21 @@ def train(
         signals = stack.enter_context(_Signals(say))
         memory.check_states(algorithm, config, len(seeds), memory.free_bytes(jax.devices()))
         if folder is not None and resume:
-            stack.enter_context(_disk(folder))
+            stack.enter_context(run_folder.disk(folder))
             stack.enter_context(lock(folder, say))
         loop = _Loop(algorithm, config, seeds, folder, options, checkpoint_seconds, on_chunk, loggers, progress, say)
         loop.check_memory()
-        if folder is not None and resume:
-            run_folder.lengthen(folder, config)
         if folder is not None and not resume:
             run_folder.make(folder)
-            stack.enter_context(_disk(folder))
+            stack.enter_context(run_folder.disk(folder))
             stack.enter_context(lock(folder, say))
             run_folder.check_free(folder)  # another process may have begun here while this one compiled
             run_folder.write(folder, algorithm, config, seeds, options._replace(seeds_at_once=loop.batch_size))
-        return loop.run(resume, signals)
+        try:
+            return loop.run(resume, signals)
+        except _ForeignError as foreign:
+            error = foreign.error
+    raise error
 
 
 def load(out: str | Path, *, algorithm: ModuleType | None = None, **objects: Any) -> Run:
@@ -151,9 +157,8 @@ def load(out: str | Path, *, algorithm: ModuleType | None = None, **objects: Any
     algorithm, config, seeds, options = run_folder.load(out, algorithm, **objects)
     like = _saved_like(algorithm, config, len(seeds), options)
     updates, (states, best), _ = checkpoint.load_latest(Path(out) / run_folder.CHECKPOINTS, like)
-    best_states = None if best is None else with_leaves(states, best.leaves)
     finished = updates == config.num_updates
-    return Run(algorithm, config, seeds, states, {}, updates, finished, 0.0, 0.0, best=best_states)
+    return Run(algorithm, config, seeds, states, {}, updates, finished, 0.0, 0.0, best=_best_states(states, best))
 
 
 def _check_algorithm(algorithm: Any, config: Any) -> None:
@@ -196,6 +201,29 @@ def _check_arguments(
         raise RunError(f"The logger {named[0]} writes to the run's folder: name one with out.")
 
 
+def _check_source(source: Path, algorithm: ModuleType, config: Any) -> None:
+    """Raises RunError where a run's folder has no weights for this config; nothing is computed."""
+    _, theirs, _, _ = run_folder.load(source, algorithm, **_objects_of(source, config))
+    fresh, trained = (_states_like(algorithm, x, 1) for x in (config, theirs))
+    check_weights(fresh, trained, str(source))
+    if not checkpoint.steps(source / run_folder.CHECKPOINTS):
+        raise RunError(f"Weights cannot come from {source}: it holds no checkpoint yet.")
+
+
+def _objects_of(source: Path, config: Any) -> dict[str, Any]:
+    """The Config's own objects for the fields of another run that have no import path."""
+    stored = run_folder.read(source)["config"]
+    missing = [name for name, x in stored.items() if isinstance(x, dict) and "type" in x and x.get("import") is None]
+    return {name: getattr(config, name) for name in missing if hasattr(config, name)}
+
+
+def _best_states(states: Any, best: Best | None) -> Any:
+    """The states with the best policies; None where not every seed has been evaluated."""
+    if best is None or not np.isfinite(np.asarray(best.eval_return)).all():
+        return None
+    return with_leaves(states, best.leaves)
+
+
 def _check_evaluations(eval_every: int | None, eval_episodes: int | None) -> None:
     if eval_every is None:
         raise RunError(f"eval_episodes is {eval_episodes}, but there are no evaluations: say eval_every.")
@@ -221,19 +249,11 @@ def _as_before(
     return before if seeds_at_once is None else before._replace(seeds_at_once=seeds_at_once)
 
 
-@contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    """Turns what the disk refuses into one sentence."""
-    try:
-        yield
-    except BrokenPipeError:  # the terminal's, not the disk's
-        raise
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise StoppedError(
-            f"{folder} cannot be written: {'the disk is full' if full else error.strerror}. What was saved is kept: "
-            f"mend that, then go on with --resume {folder}."
-        ) from error
+class _ForeignError(Exception):
+    """What a hook or a logger of the user's raised, on its way past what is said of the disk."""
+
+    def __init__(self, error: Exception):
+        self.error = error
 
 
 class _Signals:
@@ -344,6 +364,8 @@ class _Loop:
         advance = self.advance(self.batch_size)
         updates, states, self.best = self.restore(self.folder) if resume and self.folder else self.initial()
         jax.block_until_ready((states, self.best))
+        if resume and self.folder:
+            run_folder.lengthen(self.folder, self.config)  # now that it has a state to go on from
         self.compile_seconds += time.perf_counter() - started
         names = [*advance.out_info[1], *([logs.EVAL_RETURN] if self.evaluations else [])]
         try:
@@ -363,7 +385,7 @@ class _Loop:
             by = " by on_chunk" if self.stopped else f" by {signal.Signals(signals.number or 0).name}"
             self.say(f"Stopped{by} after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
         states, times = self.unpad(states), (self.compile_seconds, self.run_seconds)
-        best = None if self.best is None else with_leaves(states, self.unpad(self.best).leaves)
+        best = _best_states(states, None if self.best is None else self.unpad(self.best))
         return Run(
             self.algorithm, self.config, self.seeds, states, metrics, updates, finished, *times, signals.number, best
         )
@@ -426,7 +448,7 @@ class _Loop:
         """Update 0: its states, and the best policies, of which there are none yet."""
         states = _sharded(self.algorithm, self.mesh, self.batch_size, "init")(self.keys(), self.argument)
         if (source := self.options.start_from) is not None:
-            trained = load(source, algorithm=self.algorithm).states
+            trained = load(source, algorithm=self.algorithm, **_objects_of(Path(source), self.config)).states
             states = jax.device_put(with_weights(states, trained, source), self.sharding)
         if not self.evaluations:
             return 0, states, None
@@ -467,12 +489,12 @@ class _Loop:
                 self.log(logger, updates, rows)
             if self.on_chunk is not None:
                 self.stopped = self.asked_to_stop(self.on_chunk(updates, self.unpad(states), rows))
-        except Exception:
+        except Exception as error:
             self.loggers, failed = self.loggers[:own], self.loggers[own:]
             self.save(updates, states)
             self.say(f"Ended by an error after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
             self.loggers += failed
-            raise
+            raise _ForeignError(error) from error
 
     def asked_to_stop(self, answer: Any) -> bool:
         if answer is not None and not isinstance(answer, bool | np.bool_):

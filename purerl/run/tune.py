@@ -1,9 +1,9 @@
 """Search for the settings of an algorithm: Optuna proposes, and whole rounds of proposals train as one program.
 
 A round asks for several trials at once. Those whose static fields agree share a program, in which each trial and seed
-is one training with traced fields of its own; they are spread over the devices. A round is a race of successive
-halvings (Jamieson and Talwalkar 2016, arXiv:1502.07943): at each rung the worse half of the trials leaves, and the
-states of the others, picked by index, train on.
+is one training with traced fields of its own; they are spread over the devices, and race in successive halvings
+(Jamieson and Talwalkar 2016, arXiv:1502.07943): at each rung the worse half of them leaves, and the states of the
+others, picked by index, train on.
 
 A trial's score is the mean return of its greedy policies over seeds and episodes. `study.log`, Optuna's journal, has
 every trial as soon as its round ends, so that a search resumes and Optuna's dashboard reads it.
@@ -25,8 +25,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from purerl import envs
+from purerl.core.types import validate_value
 from purerl.run import folder as run_folder
 from purerl.run import memory, objects
+from purerl.run.acting import read_by_policy
 from purerl.run.errors import RunError
 from purerl.run.evaluate import evaluation
 from purerl.run.lock import lock
@@ -83,17 +85,22 @@ def tune(
 
     config: all other fields. out: folder for the search, gone on with where it holds the same one. trials: how many in
     all. seeds: trainings of each, from first_seed on. round_size: trials that train side by side, of which Optuna hears
-    before it proposes more. halving: the worse half leaves after a quarter, and again after half of the training.
+    before it proposes more. halving: of those that share a program, the worse half leaves after a quarter, and again
+    after half of the training.
     eval_episodes: of each score. sampler: of Optuna, its TPE by default, seeded with sampler_seed.
     Raises RunError where `out` holds something else or too little memory is free, ValueError for numbers that make no
     search, and ImportError where Optuna is missing.
     """
     check_installed()
-    _check(config, ranges, trials=trials, seeds=seeds, round_size=round_size, eval_episodes=eval_episodes)
+    _check(algorithm, config, ranges, trials=trials, seeds=seeds, round_size=round_size, eval_episodes=eval_episodes)
     folder, rungs = Path(out), _rungs(config, halving)
     what = _what(algorithm, config, ranges, seeds, first_seed, halving, eval_episodes)
-    _open(folder, what)
-    with lock(folder, say):
+    _check_same(folder, what)
+    run_folder.make(folder)
+    with run_folder.disk(folder), lock(folder, say):
+        _check_same(folder, what)  # another process may have begun here meanwhile
+        if not (folder / SEARCH).is_file():
+            run_folder.write_json(folder / SEARCH, what)
         study = _study(folder, sampler, sampler_seed)
         distributions = {name: x.distribution() for name, x in ranges.items()}
         race = functools.partial(_race, algorithm, range(first_seed, first_seed + seeds), rungs, eval_episodes)
@@ -124,13 +131,24 @@ def result(study: Any, config: Any, ranges: Mapping[str, Range]) -> Search:
     return Search(found, best, config.replace(**best.fields))
 
 
-def _check(config: Any, ranges: Mapping[str, Range], **numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, but is {number}.")
+def _check(algorithm: ModuleType, config: Any, ranges: Mapping[str, Range], **numbers: int) -> None:
+    """Raises ValueError or TypeError where nothing can come of a search, before anything is written or compiled."""
+    name = objects.short_name(algorithm)
+    for number, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{number} must be at least 1, but is {value}.")
     if not ranges:
-        name = type(config).__module__.split(".")[-1]
         raise ValueError(f"There is nothing to search: no range is known for a field of {name}; give a file of ranges.")
+    if not read_by_policy(algorithm, config):
+        raise ValueError(f"The policy of {name} does not depend on its training, so that no settings are better.")
+    fields = {field.name for field in dataclasses.fields(config)}
+    for field, searched in ranges.items():
+        if field not in fields:
+            raise ValueError(f"{name} has no field {field} to search; there are {', '.join(sorted(fields))}.")
+        for value in searched.choices or (searched.low, searched.high):
+            validate_value(type(config), field, value)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"The range of {field} must be finite, but has {value}.")
 
 
 def _rungs(config: Any, halving: bool) -> list[float]:
@@ -154,15 +172,11 @@ def _what(algorithm: Any, config: Any, ranges: Any, seeds: int, first_seed: int,
     return json.loads(json.dumps(content))
 
 
-def _open(folder: Path, what: Any) -> None:
-    """Makes the folder, or finds the same search in it. Raises RunError where it holds something else."""
+def _check_same(folder: Path, what: Any) -> None:
+    """Raises RunError where the folder holds something else than this search."""
     path = folder / SEARCH
     if not path.is_file():
         run_folder.check_free(folder)
-        run_folder.make(folder)
-        partial = path.with_suffix(".tmp")
-        partial.write_text(json.dumps(what, indent=2) + "\n")
-        partial.replace(path)
         return
     try:
         there = json.loads(path.read_text())
@@ -185,6 +199,7 @@ def _study(folder: Path, sampler: Any, sampler_seed: int) -> Any:
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    _cut_half_a_line(folder / STUDY)
     storage = optuna.storages.JournalStorage(JournalFileBackend(str(folder / STUDY)))
     study = optuna.create_study(storage=storage, study_name="purerl", direction="maximize", load_if_exists=True)
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
@@ -193,6 +208,13 @@ def _study(folder: Path, sampler: Any, sampler_seed: int) -> Any:
     seed = sampler_seed + len(study.get_trials(deepcopy=False))
     study.sampler = sampler or optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     return study
+
+
+def _cut_half_a_line(path: Path) -> None:
+    """Takes away what a kill or a full disk left of the last line, to which the next one would be added."""
+    if path.is_file() and not (content := path.read_bytes()).endswith(b"\n"):
+        with path.open("rb+") as file:
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def _finished(study: Any) -> int:

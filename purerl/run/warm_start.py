@@ -16,31 +16,35 @@ def with_weights(fresh: Any, trained: Any, source: str) -> Any:
 
     source: what to call those in an error. Raises RunError where an array has another shape, and names it.
     """
-    _check(fresh, trained, source)
-    num = len(jax.tree.leaves(fresh)[0])
-    return _learned_from(fresh, jax.tree.map(lambda x: jnp.asarray(x)[jnp.arange(num) % x.shape[0]], trained))
+    check_weights(fresh, trained, source)
+    turns = jnp.arange(len(jax.tree.leaves(fresh)[0])) % len(jax.tree.leaves(trained)[0])
+    return _with(fresh, jax.tree.map(lambda x: jnp.asarray(x)[turns], _learned(trained)))
 
 
-def _learned_from(fresh: Any, trained: Any) -> Any:
-    changes = {name: getattr(trained, name) for name in _LEARNED if name in fresh._fields}
-    if hasattr(getattr(fresh, "model", None), "params"):  # an ensemble beside the policy
-        changes["model"] = _learned_from(fresh.model, trained.model)
-    return fresh._replace(**changes)
-
-
-def _check(fresh: Any, trained: Any, source: str) -> None:
-    shapes = [jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), tree) for tree in (fresh, trained)]
+def check_weights(fresh: Any, trained: Any, source: str) -> None:
+    """The check of `with_weights`, of states or of their shapes."""
     here, there = (
-        {jax.tree_util.keystr(place): leaf for place, leaf in jax.tree_util.tree_leaves_with_path(_only_learned(tree))}
-        for tree in shapes
+        {jax.tree_util.keystr(place): x for place, x in jax.tree_util.tree_leaves_with_path(_learned(states))}
+        for states in (fresh, trained)
     )
     for place in {**here, **there}:
-        if here.get(place) != there.get(place):
-            said = [f"{x.dtype}{list(x.shape)}" if x else "missing" for x in (there.get(place), here.get(place))]
+        said = [_of_one(x.get(place)) for x in (there, here)]
+        if said[0] != said[1]:
             raise RunError(f"Weights cannot come from {source}: {place} is {said[0]} there and {said[1]} here.")
 
 
-def _only_learned(state: Any) -> dict[str, Any]:
-    found = {name: getattr(state, name) for name in _LEARNED if name in state._fields}
-    model = getattr(state, "model", None)
-    return {**found, "model": _only_learned(model)} if hasattr(model, "params") else found
+def _of_one(leaf: Any) -> str:
+    """Dtype and shape of one seed's array."""
+    return "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape[1:])}"
+
+
+def _learned(states: Any) -> dict[str, Any]:
+    """What has been learned, by the names of the fields; of an ensemble beside the policy likewise."""
+    found = {name: getattr(states, name) for name in _LEARNED if name in states._fields}
+    model = getattr(states, "model", None)
+    return {**found, "model": _learned(model)} if hasattr(model, "params") else found
+
+
+def _with(states: Any, learned: dict[str, Any]) -> Any:
+    model = {"model": _with(states.model, learned["model"])} if "model" in learned else {}
+    return states._replace(**{**learned, **model})
