@@ -274,8 +274,11 @@ def test_an_interrupt_leaves_at_once(monkeypatch: pytest.MonkeyPatch, capsys: py
     statuses: list[int] = []
     monkeypatch.setattr(cli, "train", interrupted)
     monkeypatch.setattr(os, "_exit", statuses.append)
+    monkeypatch.setattr(cli, "tune", interrupted)
     call(monkeypatch, "train", "ppo")
     assert statuses == [130] and capsys.readouterr().err == "purerl: Stopped by SIGINT.\n"
+    call(monkeypatch, "tune", "ppo")
+    assert "The same command goes on" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("interruptible")

@@ -166,6 +166,7 @@ def test_the_maze_is_that_of_the_book():
     np.testing.assert_allclose(mdp.optimal_value(maze, 0.95)[18], 0.95**13, rtol=1e-5)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("planning", ["random", "bonus", "prioritized"])
 def test_learns_the_maze_by_planning(planning):
     """In 4,000 steps; Q-learning has by then not found its way in most seeds."""

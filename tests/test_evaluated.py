@@ -107,6 +107,7 @@ def test_the_runner_gives_the_same(many: evaluate.Evaluated, run: tuple[Path, ru
             np.testing.assert_allclose(x, y[i], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("stop", [1, 2, 3, 5])
 def test_interrupted_it_goes_on_bit_for_bit(stop: int, run: tuple[Path, runner.Run], tmp_path: Path) -> None:
     """Before, at and after an evaluation: the states, the best of each seed, and every file."""

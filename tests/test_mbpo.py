@@ -78,6 +78,7 @@ def imagined(state: Any, setting: Any) -> tuple[Transition, Any]:
     return jax.tree.map(lambda x: np.asarray(x).reshape(k, M, each, *x.shape[1:]), steps), metrics
 
 
+@pytest.mark.thorough
 def test_rollouts_by_hand() -> None:
     """From real observations on, by the policy's draws, with each network's own change and reward."""
     state, setting = state_and_config(env=Pushed(limit=1), model_network=Linear, num_rollouts=9)
@@ -97,6 +98,7 @@ def test_rollouts_by_hand() -> None:
     np.testing.assert_allclose(metrics["imagined_reward"], steps.reward.mean(), rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_actions_of_rollouts_are_the_policys_where_they_are() -> None:
     """A sure actor, whose action is tanh of twice the standardised observation."""
     state, setting = state_and_config(model_network=Linear, actor_network=Sure())
@@ -115,6 +117,7 @@ def test_rewards_that_the_env_says() -> None:
     np.testing.assert_allclose(steps.reward, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("logit", [-1e4, 1e4])
 def test_a_rollout_that_ends_begins_anew(logit: float) -> None:
     """By actions of one sign; the next step is from the first observation again, also after an end in the middle."""
@@ -157,6 +160,7 @@ def test_noise_of_rollouts_is_the_networks() -> None:
     assert np.abs(np.corrcoef(rows) - np.eye(8)).max() < 0.08
 
 
+@pytest.mark.thorough
 def test_batches_mix_real_and_imagined() -> None:
     """A quarter of each batch is real, in any place of the memories, and all of it is observed in the model's units."""
     state, setting = state_and_config(batch_size=8, real_fraction=0.25)
@@ -187,6 +191,7 @@ def test_batches_of_one_kind(fraction: float) -> None:
     assert batch.reward.shape == (4,) and ((batch.reward != 0) == (fraction == 1)).all()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "learn_alpha",
     [pytest.param(True, id="learned", marks=pytest.mark.thorough), pytest.param(False, id="fixed")],
@@ -239,6 +244,7 @@ def test_how_it_starts() -> None:
     assert state.imagined.size == 0 and state.model.replay.size == 8
 
 
+@pytest.mark.thorough
 def test_acting_explores_each_dimension_by_itself() -> None:
     """So do rollouts and the policy: a fresh actor's actions spread and are not alike."""
     state, setting = state_and_config(env=Levers())
@@ -249,6 +255,7 @@ def test_acting_explores_each_dimension_by_itself() -> None:
         assert np.std(actions, 0).min() > 0.2 and abs(np.corrcoef(np.transpose(actions))[0, 1]) < 0.95
 
 
+@pytest.mark.thorough
 def test_an_update_part_by_part() -> None:
     """Acting, the model's errors before its training, its training, what it then imagines, and SAC's steps on that."""
     state, setting = state_and_config()

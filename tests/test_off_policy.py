@@ -857,6 +857,7 @@ def targets_of(state: Any, *, own: bool = False) -> Any:
     return state.params if own else state.target_params
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ALL)
 def test_statistics_of_what_was_seen(name: str) -> None:
     """Of every observation acted on, the prefill's too; the memory keeps them raw, and batches are normalised.

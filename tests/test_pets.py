@@ -507,6 +507,7 @@ def test_the_policy_warm_starts():
     assert (policy.memory == 0).all() and memory.shape == (setting.horizon, 1)
 
 
+@pytest.mark.thorough
 def test_learns_to_stay_in_the_middle():
     """After 60 random steps and 80 of its own: from -40 of random actions to what the first step and noise cost."""
     setting = config(
@@ -543,6 +544,7 @@ def test_the_networks_of_a_state_are_trained_in_its_units():
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.thorough
 def test_runs_where_no_plan_is_judged():
     """A time limit of two steps below a horizon of three: nothing that the runner would take for a failed training."""
     run = tiny.run(pets, config(env=Pushed(limit=2), model_network=None), (0,))
@@ -559,6 +561,7 @@ def test_errors_of_ends_by_hand():
     np.testing.assert_allclose(pets.errors(state, step, setting)["end_error"], (0.5 + 0.25) / 2, rtol=1e-5)
 
 
+@pytest.mark.thorough
 def test_ends_that_are_not_learned_are_told():
     """Switched off, terminations that came are counted; switched on, how far the model is off."""
     setting = config(env=Pushed(edge=-2.0), model_network=None)

@@ -243,6 +243,7 @@ def mean_over_steps(actor: Any, start: Any, config: Config, q: Any) -> np.ndarra
     return np.asarray(ravel_pytree(jax.grad(objective)(actor))[0])
 
 
+@pytest.mark.thorough
 def test_the_bias_of_a_cut_is_the_critics() -> None:
     """With V as it is the bootstrapped tails are right; with V = 0 each cut is an end, which is far off."""
     endless = mdp.Tabular(RANDOM_END, time_limit=1000)

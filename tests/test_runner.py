@@ -140,6 +140,7 @@ tiny.run(ppo, tiny.config(ppo, total_timesteps=160_000), out=sys.argv[1], checkp
 """
 
 
+@pytest.mark.thorough
 def test_killed_and_resumed_equals_uninterrupted(tmp_path: Path) -> None:
     """SIGKILL between two checkpoints: the rows after the last one are cut and written again, to the same bytes."""
     config = tiny.config(ppo, total_timesteps=160_000)

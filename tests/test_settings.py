@@ -28,7 +28,10 @@ def test_each_file_is_of_an_algorithm() -> None:
     assert settings.shipped("value_iteration") == {}
 
 
-@pytest.mark.parametrize("algorithm, env", ENTRIES)
+@pytest.mark.parametrize(
+    "algorithm, env",
+    [pytest.param(*entry, marks=[pytest.mark.thorough] if entry[1].startswith("brax/") else []) for entry in ENTRIES],
+)
 def test_each_entry_makes_a_config_and_has_a_bar_with_its_source(algorithm: str, env: str) -> None:
     for variant, setting in whole(algorithm, env):
         config = purerl.tuned(algorithm, env, variant)

@@ -191,6 +191,7 @@ def test_pqn_target_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(target, [[5.5], [4.0], [16.0]])
 
 
+@pytest.mark.thorough
 def test_dqn_learns_from_steps_in_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of one env each, discounted by gamma^2 where the first was no end, and valued by the target network.
 

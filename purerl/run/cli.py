@@ -180,6 +180,8 @@ def main() -> None:
 
 def _going_on(arguments: list[str]) -> str:
     """What to do after an interrupt between two commands of the runner, such as while a program compiles."""
+    if arguments[0] == "tune":
+        return " The same command goes on after the rounds that are done."
     folder = _value_of("--resume", arguments) or _value_of("--out", arguments)
     there = folder is not None and (Path(folder) / run_folder.CONFIG).is_file()
     return f" Go on with --resume {folder}." if there else ""

@@ -235,7 +235,7 @@ def _outline(owner: np.ndarray, color: np.ndarray) -> None:
 
 def _half_lengths(scene: Shapes) -> np.ndarray:
     """Half of a line along each geom's z axis from which no point of it is further than `_girths`. `[...]`."""
-    return np.where(np.isin(scene.kind, (CAPSULE, CYLINDER)), scene.size[..., 1], 0.0)
+    return np.where((scene.kind == CAPSULE) | (scene.kind == CYLINDER), scene.size[..., 1], 0.0)
 
 
 def _girths(scene: Shapes) -> np.ndarray:
@@ -277,7 +277,9 @@ def _hit(geom: Shapes, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
 
 
 def _ball(start: np.ndarray, direction: np.ndarray, radius: np.float32) -> np.ndarray:
-    return _first_root(_dot(direction, direction), _dot(start, direction), _dot(start, start) - radius**2)
+    return _first_root(
+        np.vecdot(direction, direction), np.vecdot(start, direction), np.vecdot(start, start) - radius**2
+    )
 
 
 def _cap(
@@ -291,7 +293,7 @@ def _disc(
 ) -> np.ndarray:
     depth = (height - start @ axis) / (direction @ axis)
     point = start + depth[..., None] * direction
-    return np.where(_dot(point, point) - height**2 <= radius**2, depth, np.inf)
+    return np.where(np.vecdot(point, point) - height**2 <= radius**2, depth, np.inf)
 
 
 def _tube(
@@ -300,9 +302,9 @@ def _tube(
     """The side of a cylinder, without its ends."""
     along, height = direction @ axis, start @ axis
     depth = _first_root(
-        _dot(direction, direction) - along**2,
-        _dot(start, direction) - along * height,
-        _dot(start, start) - height**2 - radius**2,
+        np.vecdot(direction, direction) - along**2,
+        np.vecdot(start, direction) - along * height,
+        np.vecdot(start, start) - height**2 - radius**2,
     )
     return np.where(np.abs(height + depth * along) <= half, depth, np.inf)
 
@@ -320,10 +322,6 @@ def _first_root(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
     """The lesser root of a x^2 + 2 b x + c; inf where there is none."""
     root = (-b - np.sqrt(b * b - a * c)) / a
     return np.where(np.isfinite(root), root, np.inf)
-
-
-def _dot(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return np.einsum("...i,...i->...", *np.broadcast_arrays(x, y))
 
 
 def _normal(geom: Shapes, points: np.ndarray) -> np.ndarray:
