@@ -241,15 +241,15 @@ def test_a_signal_is_the_exit_status(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     """128 + its number, with the state saved and no table; the run that goes on ends with 0 and the table."""
-    log = runner._Loop.log
+    show = runner._Loop.show
 
-    def log_and_stop(loop: Any, *rows: Any) -> None:
-        log(loop, *rows)
+    def show_and_stop(loop: Any, *rows: Any) -> None:
         signal.raise_signal(number)
+        show(loop, *rows)
 
     out = str(tmp_path / "run")
     with monkeypatch.context() as patch, pytest.raises(SystemExit) as status:
-        patch.setattr(runner._Loop, "log", log_and_stop)
+        patch.setattr(runner._Loop, "show", show_and_stop)
         call(monkeypatch, "train", "ppo", *TINY, "--learning-rate", "1e-3", "--out", out)
     assert status.value.code == 128 + number
     printed = capsys.readouterr().out

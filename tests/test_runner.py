@@ -221,7 +221,7 @@ def test_it_starts_from_the_weights_of_another_run(finished: tuple[Path, runner.
     options: dict[str, Any] = {"seeds": (5, 6, 7, 8), "out": tmp_path / "warm"}
     warm = tiny.run(ppo, config, start_from=finished[0], checkpoint_seconds=0.0, **options)
     fresh = jax.vmap(ppo.init, (0, None))(jax.numpy.stack([jax.random.key(seed) for seed in (5, 6, 7, 8)]), config)
-    start = warm_start.with_weights(fresh, finished[1].states, "there")
+    start = warm_start.with_weights(fresh, warm_start.learned(finished[1].states), range(4), "there")
     in_turns = jax.tree.map(lambda x: x[jax.numpy.array([0, 1, 2, 0])], finished[1].states.params)
     tiny.assert_same_bits(start.params, in_turns)
     tiny.assert_same_bits(start._replace(params=fresh.params), fresh)
@@ -256,7 +256,7 @@ def test_all_that_was_learned_comes_along(algorithm: Any) -> None:
         jax.jit(jax.vmap(algorithm.init, (0, None)))(jax.random.split(jax.random.key(seed), 2), config)
         for seed in (0, 1)
     )
-    warm = warm_start.with_weights(fresh, trained, "there")
+    warm = warm_start.with_weights(fresh, warm_start.learned(trained), range(2), "there")
     tiny.assert_same_bits((warm.params, warm.target_critic), (trained.params, trained.target_critic))
     if algorithm is sac:
         tiny.assert_same_bits(warm.obs_stats, trained.obs_stats)

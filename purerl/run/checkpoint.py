@@ -34,7 +34,7 @@ def save(path: str | Path, tree: Any) -> None:
     path = Path(path).absolute()
     if path.exists():
         raise FileExistsError(f"{path} exists already: name a folder that does not, or remove it first.")
-    leaves = [_on_host(to_data(leaf)) for leaf in jax.tree.leaves(tree)]
+    leaves = [on_host(to_data(leaf)) for leaf in jax.tree.leaves(tree)]
     content = {"leaves": {_name(i): leaf for i, leaf in enumerate(leaves)}, "crc": _crc(leaves)}
     try:
         with _silenced():
@@ -127,9 +127,12 @@ def _set_aside(path: Path) -> Path:
 
 
 def _checkpointer() -> Any:
-    import orbax.checkpoint
+    """Of this process alone, which where there are several does not wait for the others."""
+    import orbax.checkpoint as orbax
 
-    return orbax.checkpoint.PyTreeCheckpointer()
+    alone = orbax.options.MultiprocessingOptions(jax.process_index(), active_processes={jax.process_index()})
+    handler = orbax.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return orbax.Checkpointer(handler, multiprocessing_options=alone)
 
 
 @contextlib.contextmanager
@@ -162,7 +165,7 @@ def _crc(leaves: list[np.ndarray]) -> np.ndarray:
     return np.array([zlib.crc32(np.ascontiguousarray(leaf).data) for leaf in leaves], np.uint32)
 
 
-def _on_host(leaf: Any) -> np.ndarray:
+def on_host(leaf: Any) -> np.ndarray:
     """A copy at most for now: an array of several devices keeps the one that numpy makes of it as long as it lives."""
     if isinstance(leaf, jax.Array):
         shards = [shard.data for shard in leaf.addressable_shards]

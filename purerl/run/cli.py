@@ -1,5 +1,6 @@
 """The command line: `purerl train | tune | evaluate | plot | render | export | list`."""
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -18,7 +19,7 @@ from rich.table import Table
 import purerl
 from purerl.core import checks
 from purerl.core.types import field_docs
-from purerl.run import checkpoint, logs, objects, runner, settings
+from purerl.run import checkpoint, logs, objects, processes, runner, settings
 from purerl.run import folder as run_folder
 
 
@@ -52,6 +53,12 @@ class TrainOptions:
     """Write TensorBoard logs too."""
     wandb: bool = False
     """Send Weights & Biases logs too."""
+    coordinator: str | None = None
+    """Address and port of process 0, where several processes share the seeds and no launcher says it: node0:12345."""
+    num_processes: int | None = None
+    """How many they are."""
+    process_id: int | None = None
+    """Which of them this is, from 0 on; process 0 keeps the folder."""
 
 
 @dataclasses.dataclass
@@ -170,6 +177,8 @@ def main() -> None:
         sys.path.append(os.getcwd())  # for algorithms and envs of one's own, as `python -m` would find them
     try:
         commands[arguments[0]](arguments[1:])
+    except processes.ElsewhereError as error:
+        _fail(str(error) if processes.index() == 0 else None, status=1)
     except runner.StoppedError as error:
         _fail(str(error), status=1)
     except (runner.RunError, checkpoint.CheckpointError, ValueError, TypeError, ImportError, OSError) as error:
@@ -201,22 +210,46 @@ _USAGE = """purerl: reinforcement learning in pure JAX
   purerl --version                              versions of purerl and jax"""
 
 
-def _leave(message: str, status: int) -> None:
+def _leave(message: str | None, status: int) -> None:
     """Ends the process at once: where XLA's threads still compile they crash while the interpreter is taken apart."""
-    print(f"purerl: {message}", file=sys.stderr)
+    if message is not None:
+        print(f"purerl: {message}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
-def _fail(message: str, status: int = 2) -> None:
+def _fail(message: str | None, status: int = 2) -> None:
+    if processes.connected():
+        if message is not None:
+            message = f"process {processes.index()} of {processes.count()}: {message}"
+        _leave(message, status)  # at its end Python would wait for the others, and they for this one
     print(f"purerl: {message}", file=sys.stderr)
     raise SystemExit(status)
 
 
 def train(arguments: list[str]) -> None:
     """`purerl train ALGORITHM ...`, or `purerl train [ALGORITHM] --resume DIR`."""
+    if not {"-h", "--help"} & set(arguments):
+        _connect(arguments)
     runner.use_all_cores()
+    with contextlib.ExitStack() as stack:
+        if processes.connected() and processes.index() > 0:
+            stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        _train(arguments)
+
+
+def _connect(arguments: list[str]) -> None:
+    """To the other processes of the run, as flags or a launcher say. Raises ValueError for a flag that is no number."""
+    numbers = {name: _value_of(f"--{name}", arguments) for name in ("num-processes", "process-id")}
+    for name, text in numbers.items():
+        if text is not None and not text.removeprefix("-").isdecimal():
+            raise ValueError(f"--{name} must be a whole number, but is {text!r}.")
+    given = (None if text is None else int(text) for text in numbers.values())
+    processes.connect(_value_of("--coordinator", arguments), *given, say=lambda line: print(line, flush=True))
+
+
+def _train(arguments: list[str]) -> None:
     name = arguments[0] if arguments and not arguments[0].startswith("-") else None
     resume, file = _value_of("--resume", arguments), _value_of("--settings", arguments)
     if resume is not None and file is not None:
@@ -232,7 +265,7 @@ def train(arguments: list[str]) -> None:
     else:
         raise ValueError(f"Name an algorithm: purerl train {{{','.join(purerl.ALGORITHMS)}}} [flags].")
     config, options = _parsed(algorithm, default, options, arguments[1:] if name else arguments)
-    folder = Path(resume or options.out or _new_folder(algorithm, config))
+    folder = processes.first(lambda: Path(resume or options.out or _new_folder(algorithm, config)))
     print(f"Run folder: {folder}")
     run = runner.train(
         algorithm,
@@ -250,7 +283,7 @@ def train(arguments: list[str]) -> None:
     )
     if run.stop_signal is not None:
         raise SystemExit(128 + run.stop_signal)
-    _report(run, folder)
+    processes.first(lambda: _report(run, folder))
 
 
 def tune(arguments: list[str]) -> None:
@@ -324,14 +357,19 @@ def _report_search(search: Any, ranges: Any) -> None:
 
 def _stored(name: str | None, folder: str) -> tuple[Any, Any, TrainOptions]:
     """What a folder's config.json says, as defaults of the flags; the run's check names flags that differ."""
-    if not Path(folder).is_dir():
-        raise runner.RunError(f"There is no folder {folder} to resume.")
     given = None if name is None else objects.algorithm_named(name)
-    algorithm, config, seeds, before = run_folder.load(folder, given)
+    content = processes.first(lambda: _content(folder))
+    algorithm, config, seeds, before = run_folder.stored(folder, content, given)
     options = TrainOptions(**_seed_options(seeds))
     options.tensorboard, options.wandb = ("tensorboard" in before.loggers), ("wandb" in before.loggers)
     options.eval_every, options.eval_episodes = before.eval_every, before.eval_episodes
     return algorithm, config, options
+
+
+def _content(folder: str) -> dict[str, Any]:
+    if not Path(folder).is_dir():
+        raise runner.RunError(f"There is no folder {folder} to resume.")
+    return run_folder.read(folder)
 
 
 def _seeds(options: TrainOptions, arguments: list[str]) -> Sequence[int]:
@@ -483,7 +521,7 @@ def _evaluations(run: runner.Run, *, num_episodes: int, deterministic: bool, see
         ).returns
 
     keys = jax.random.split(jax.random.key(seed), len(run.seeds))
-    return jax.device_get(jax.vmap(one)(jax.device_put(run.states, jax.devices()[0]), keys))
+    return jax.device_get(jax.vmap(one)(jax.device_put(run.states, jax.local_devices()[0]), keys))
 
 
 def evaluate(arguments: list[str]) -> None:

@@ -66,14 +66,18 @@ def make(folder: Path) -> None:
 
 def write(folder: Path, algorithm: ModuleType, config: Any, seeds: list[int], options: Options) -> None:
     """Writes config.json, whole or not at all."""
-    content = {
+    write_json(folder / CONFIG, record(algorithm, config, seeds, options))
+
+
+def record(algorithm: ModuleType, config: Any, seeds: list[int], options: Options) -> dict[str, Any]:
+    """What config.json says."""
+    return {
         "algorithm": objects.algorithm_path(algorithm),
         "seeds": seeds,
         "config": config_dict(config),
         "options": options._asdict(),
         "versions": provenance.versions(),
     }
-    write_json(folder / CONFIG, content)
 
 
 def lengthen(folder: Path, config: Any) -> None:
@@ -135,8 +139,14 @@ def load(
     algorithm: where its module cannot be found by itself. given: fields of the Config whose objects cannot, such as
     env. Raises RunError where the folder holds no run, or one of another version, and what has to be given.
     """
-    path, content = Path(folder) / CONFIG, read(folder)
-    algorithm, config = configuration(path, content, algorithm, **given)
+    return stored(folder, read(folder), algorithm, **given)
+
+
+def stored(
+    folder: str | Path, content: dict[str, Any], algorithm: ModuleType | None = None, **given: Any
+) -> tuple[ModuleType, Any, list[int], Options]:
+    """What `load` gives, of what `read` has read."""
+    algorithm, config = configuration(Path(folder) / CONFIG, content, algorithm, **given)
     return algorithm, config, content["seeds"], _options(content)
 
 

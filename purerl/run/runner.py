@@ -5,7 +5,8 @@ it is plain Python on the host. How the updates are cut into chunks does not cha
 
 Seeds are spread over the devices; within a device `seeds_at_once` of them run vmapped and the rest in turn
 (`jax.lax.map`). On a CPU one at a time is fastest and runs each seed through the program of a lone seed; on an
-accelerator as many as fit are.
+accelerator as many as fit are. Where several processes run, `processes.connect`ed, each trains its share of the seeds;
+process 0 keeps the folder, as if it were alone.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from purerl import envs
-from purerl.run import checkpoint, logs, memory, policy_file
+from purerl.run import checkpoint, logs, memory, policy_file, processes
 from purerl.run import folder as run_folder
 from purerl.run.acting import with_leaves
 from purerl.run.devices import use_all_cores
@@ -34,7 +35,7 @@ from purerl.run.evaluate import Best, check_evaluations, evaluated, evaluated_up
 from purerl.run.lock import lock
 from purerl.run.logs import CsvLogger, Logger
 from purerl.run.progress import Progress
-from purerl.run.warm_start import check_weights, with_weights
+from purerl.run.warm_start import check_weights, learned, with_weights
 
 __all__ = ["NonFiniteError", "Run", "RunError", "StoppedError", "load", "train", "use_all_cores"]
 
@@ -100,48 +101,58 @@ def train(
     on_chunk: called as on_chunk(updates, states, metrics) whenever the host has the training back, every second or
     so, with the updates done, states `[num_seeds, ...]` and the metrics `[num_seeds, n]` of the n updates since; True
     ends the run early, saved, to be gone on with. The states are on the devices, which the next updates reuse: copy
-    what is to be kept.
+    what is to be kept. Of several processes each is given those of its own seeds, and True in any ends all.
     loggers: "tensorboard" and "wandb", which write to `out`, or functions that open one each, called when nothing
-    stands in the way of the run.
+    stands in the way of the run; of several processes, in the first alone.
     say: takes one-line messages.
 
     SIGINT and SIGTERM end it after the chunk in progress, saved; a second signal ends it at once. An exception in
     on_chunk or a logger ends it too, with the state saved as it is then.
-    Raises RunError (a folder in use or of another run, too little memory, a full disk) and NonFiniteError.
+    Raises RunError (a folder in use or of another run, too little memory, a full disk, a process that is lost) and
+    NonFiniteError.
     """
     _check_algorithm(algorithm, config)
     seeds, folder = _whole_numbers(seeds), None if out is None else Path(out)
     _check_arguments(seeds, folder, resume, seeds_at_once, loggers, on_chunk)
-    options = run_folder.Options(seeds_at_once, tuple(name for name in loggers if isinstance(name, str)))
-    if eval_every is not None or eval_episodes is not None:
-        options = options._replace(eval_every=eval_every, eval_episodes=eval_episodes or 32)
-        _check_evaluations(eval_every, eval_episodes)
-    if start_from is not None and not resume:
-        options = options._replace(start_from=str(Path(start_from).absolute()))
-        _check_source(Path(start_from), algorithm, config)
+    progress, say = (progress, say) if processes.index() == 0 else (False, _say_nothing)
+    options = _options(seeds_at_once, loggers, eval_every, eval_episodes, start_from, resume)
+    _check_all_alike(algorithm, config, seeds, options)
+    processes.first(functools.partial(_check_source, options.start_from, algorithm, config))
     if folder is not None and resume:
-        before, changed = run_folder.check_same(folder, algorithm, config, seeds, extend=extend)
-        options = _as_before(before, options, changed, say)
-        if start_from is not None:
-            raise RunError("A resumed run goes on with its own weights: leave out start_from.")
+        same = functools.partial(run_folder.check_same, folder, algorithm, config, seeds, extend=extend)
+        options = _as_before(*processes.first(same), options, say)
     elif folder is not None:
-        run_folder.check_free(folder)
+        processes.first(functools.partial(run_folder.check_free, folder))
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(_Signals(say))
-        memory.check_states(algorithm, config, len(seeds), memory.free_bytes(jax.devices()))
-        if folder is not None and resume:
+
+        def prepare() -> _Loop:
+            mine = len(processes.share(seeds))
+            memory.check_states(algorithm, config, mine, memory.free_bytes(jax.local_devices()))
+            hook = on_chunk
+            return _Loop(algorithm, config, seeds, folder, options, checkpoint_seconds, hook, loggers, progress, say)
+
+        def hold(folder: Path) -> None:
             stack.enter_context(run_folder.disk(folder))
             stack.enter_context(lock(folder, say))
-        loop = _Loop(algorithm, config, seeds, folder, options, checkpoint_seconds, on_chunk, loggers, progress, say)
-        loop.check_memory()
-        if folder is not None and not resume:
+
+        def begin(folder: Path) -> None:
             run_folder.make(folder)
-            stack.enter_context(run_folder.disk(folder))
-            stack.enter_context(lock(folder, say))
+            hold(folder)
             run_folder.check_free(folder)  # another process may have begun here while this one compiled
             run_folder.write(folder, algorithm, config, seeds, options._replace(seeds_at_once=loop.batch_size))
+
+        if folder is not None and resume:
+            processes.first(functools.partial(hold, folder))
+        loop = processes.agree(prepare)
+        loop.batch_size = int(processes.gather(np.int32(loop.batch_size)).min())
+        processes.agree(loop.check_memory)
+        if folder is not None and not resume:
+            processes.first(functools.partial(begin, folder))
         try:
             return loop.run(resume, signals)
+        except processes.LostError as lost:
+            raise StoppedError(f"{lost} What was saved is kept{loop.how_to_go_on()}.") from lost
         except _ForeignError as foreign:
             error = foreign.error
     raise error
@@ -159,6 +170,30 @@ def load(out: str | Path, *, algorithm: ModuleType | None = None, **objects: Any
     updates, (states, best), _ = checkpoint.load_latest(Path(out) / run_folder.CHECKPOINTS, like)
     finished = updates == config.num_updates
     return Run(algorithm, config, seeds, states, {}, updates, finished, 0.0, 0.0, best=_best_states(states, best))
+
+
+def _say_nothing(_: str) -> None:
+    """What all processes but the first have to say."""
+
+
+def _check_all_alike(algorithm: ModuleType, config: Any, seeds: list[int], options: run_folder.Options) -> None:
+    """Raises RunError where there are more processes than seeds, or where not all train the same with the same code."""
+    if processes.count() > len(seeds):
+        raise RunError(f"{processes.count()} processes cannot share {len(seeds)} seed(s): start that many at most.")
+    if processes.count() == 1:
+        return
+    record = run_folder.record(algorithm, config, seeds, options._replace(start_from=None))
+    parts = {name: value if isinstance(value, dict) else {"": value} for name, value in record.items()}
+    mine = {f"{part}.{name}".strip("."): repr(x) for part, values in parts.items() for name, x in values.items()}
+    theirs = processes.first(lambda: mine)
+    differing = [f"{name} ({theirs[name]} there, {mine[name]} here)" for name in mine if mine[name] != theirs[name]]
+
+    def check() -> None:
+        if differing:
+            other = f"Process {processes.index()} was started otherwise than process 0"
+            raise RunError(f"{other}: it differs in {', '.join(differing)}.")
+
+    processes.agree(check)
 
 
 def _check_algorithm(algorithm: Any, config: Any) -> None:
@@ -201,11 +236,33 @@ def _check_arguments(
         raise RunError(f"The logger {named[0]} writes to the run's folder: name one with out.")
 
 
-def _check_source(source: Path, algorithm: ModuleType, config: Any) -> None:
-    """Raises RunError where a run's folder has no weights for this config; nothing is computed."""
+def _options(
+    seeds_at_once: int | None,
+    loggers: Sequence[Any],
+    eval_every: int | None,
+    eval_episodes: int | None,
+    start_from: str | Path | None,
+    resume: bool,
+) -> run_folder.Options:
+    """How the arguments of `train` want it run. Raises RunError and ValueError where they cannot be."""
+    if start_from is not None and resume:
+        raise RunError("A resumed run goes on with its own weights: leave out start_from.")
+    source = None if start_from is None else str(Path(start_from).absolute())
+    named = tuple(name for name in loggers if isinstance(name, str))
+    if eval_every is None and eval_episodes is None:
+        return run_folder.Options(seeds_at_once, named, start_from=source)
+    _check_evaluations(eval_every, eval_episodes)
+    return run_folder.Options(seeds_at_once, named, eval_every, eval_episodes or 32, source)
+
+
+def _check_source(folder: str | None, algorithm: ModuleType, config: Any) -> None:
+    """Raises RunError where weights are to come from a run's folder that has none for this config; computes nothing."""
+    if folder is None:
+        return
+    source = Path(folder)
     _, theirs, _, _ = run_folder.load(source, algorithm, **_objects_of(source, config))
     fresh, trained = (_states_like(algorithm, x, 1) for x in (config, theirs))
-    check_weights(fresh, trained, str(source))
+    check_weights(learned(fresh), learned(trained), str(source))
     if not checkpoint.steps(source / run_folder.CHECKPOINTS):
         raise RunError(f"Weights cannot come from {source}: it holds no checkpoint yet.")
 
@@ -231,7 +288,7 @@ def _check_evaluations(eval_every: int | None, eval_episodes: int | None) -> Non
 
 
 def _as_before(
-    before: run_folder.Options, options: run_folder.Options, changed: list[str], say: Callable[[str], None]
+    before: run_folder.Options, changed: list[str], options: run_folder.Options, say: Callable[[str], None]
 ) -> run_folder.Options:
     """How a run goes on; says what else than before may change its numbers.
 
@@ -314,8 +371,11 @@ class _Loop:
         say: Callable[[str], None],
     ):
         self.algorithm, self.config, self.seeds, self.folder = algorithm, config, seeds, folder
+        self.shares = [processes.share(seeds, of) for of in range(processes.count())]
+        self.mine, self.writes = processes.share(seeds), folder is not None and processes.index() == 0
         self.argument = envs.with_tables(config)
         self.checkpoint_seconds, self.on_chunk, self.progress, self.say = checkpoint_seconds, on_chunk, progress, say
+        self.stop_signal: int | None = None
         self.stopped = False
         self.to_open, self.loggers = loggers, list[Logger]()
         self.max_chunk = min(config.num_updates, _MAX_CHUNK)
@@ -323,21 +383,23 @@ class _Loop:
         every = options.eval_every
         self.evaluations = [] if every is None else evaluated_updates(config, every)
         self.compile_seconds = self.run_seconds = 0.0
-        num_devices = min(len(jax.devices()), len(seeds))
-        self.mesh = jax.make_mesh((num_devices,), ("seeds",), axis_types=(AxisType.Auto,))
+        self.most = -(-len(seeds) // processes.count())  # that a process has
+        # As many as one process alone would use: one device and several compile to programs that may round otherwise.
+        devices = jax.local_devices()[: len(seeds)]
+        self.mesh = jax.make_mesh((len(devices),), ("seeds",), axis_types=(AxisType.Auto,), devices=devices)
         self.sharding = jax.NamedSharding(self.mesh, PartitionSpec("seeds"))
         # A device short of seeds would idle anyway; it repeats the last seed, and the copy is dropped on the way out.
-        self.padding = -len(seeds) % num_devices
-        most = (len(seeds) + self.padding) // num_devices
+        self.padding = self.most + -self.most % len(devices) - len(self.mine)
+        most = (len(self.mine) + self.padding) // len(devices)
         seeds_at_once = options.seeds_at_once
         if seeds_at_once is None:
-            platform, free = jax.devices()[0].platform, memory.free_bytes(jax.devices())
+            platform, free = devices[0].platform, memory.free_bytes(jax.local_devices())
             seeds_at_once = memory.seeds_at_once(platform, most, self.needed_bytes, free)
         self.batch_size = min(seeds_at_once, most)
 
     def advance(self, batch_size: int) -> Any:
         """The compiled program of a chunk; JAX keeps it, so that asking again costs nothing."""
-        likes = _states_like(self.algorithm, self.config, len(self.seeds) + self.padding)
+        likes = _states_like(self.algorithm, self.config, len(self.mine) + self.padding)
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding), likes)
         program = _sharded(self.algorithm, self.mesh, batch_size, "advance", self.max_chunk)
         return program.lower(placed, self.argument, np.int32(0)).compile()
@@ -348,7 +410,7 @@ class _Loop:
 
     def saved_bytes(self) -> int:
         """For a checkpoint the states are copied twice, to put those of all devices together and to encode them."""
-        if self.folder is None or jax.devices()[0].platform != "cpu":
+        if not self.writes or jax.local_devices()[0].platform != "cpu":
             return 0
         return 2 * memory.tree_bytes(_states_like(self.algorithm, self.config, len(self.seeds)))
 
@@ -357,22 +419,24 @@ class _Loop:
         started = time.perf_counter()
         needed = self.needed_bytes(self.batch_size)
         self.compile_seconds += time.perf_counter() - started
-        self.say(memory.check_program(needed, len(self.seeds), memory.free_bytes(jax.devices())))
+        self.say(memory.check_program(needed, len(self.mine), memory.free_bytes(jax.local_devices())))
 
     def run(self, resume: bool, signals: _Signals) -> Run:
         started = time.perf_counter()
         advance = self.advance(self.batch_size)
         updates, states, self.best = self.restore(self.folder) if resume and self.folder else self.initial()
         jax.block_until_ready((states, self.best))
-        if resume and self.folder:
+        if resume and self.folder and self.writes:
             run_folder.lengthen(self.folder, self.config)  # now that it has a state to go on from
         self.compile_seconds += time.perf_counter() - started
         names = [*advance.out_info[1], *([logs.EVAL_RETURN] if self.evaluations else [])]
         try:
-            self.open_loggers(names, updates, resume)
+            if processes.index() == 0:
+                self.open_loggers(names, updates, resume)
             self.save(updates, states)
             signals.defer()
             updates, states, history = self.loop(advance, updates, states, signals)
+            whole = self.save(updates, states)
         finally:
             for logger in self.loggers:
                 logger.close()
@@ -382,12 +446,12 @@ class _Loop:
         }
         finished = updates == self.config.num_updates
         if not finished:
-            by = " by on_chunk" if self.stopped else f" by {signal.Signals(signals.number or 0).name}"
+            by = " by on_chunk" if self.stopped else f" by {signal.Signals(self.stop_signal or 0).name}"
             self.say(f"Stopped{by} after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
-        states, times = self.unpad(states), (self.compile_seconds, self.run_seconds)
-        best = _best_states(states, None if self.best is None else self.unpad(self.best))
+        (states, best), times = self.on_device(whole), (self.compile_seconds, self.run_seconds)
+        best = _best_states(states, best)
         return Run(
-            self.algorithm, self.config, self.seeds, states, metrics, updates, finished, *times, signals.number, best
+            self.algorithm, self.config, self.seeds, states, metrics, updates, finished, *times, self.stop_signal, best
         )
 
     def open_loggers(self, names: Any, updates: int, resume: bool) -> None:
@@ -414,56 +478,89 @@ class _Loop:
     ) -> tuple[int, Any, list[dict[str, np.ndarray]]]:
         history, chunk, saved_at = [], 1, time.perf_counter()
         with Progress(self.algorithm, self.config, len(self.seeds), updates, enabled=self.progress) as bar:
-            while updates < self.config.num_updates and signals.number is None and not self.stopped:
+            while updates < self.config.num_updates and self.stop_signal is None and not self.stopped:
                 until = next((update for update in self.evaluations if update > updates), self.config.num_updates)
                 chunk = min(chunk, self.max_chunk, until - updates)
                 started = time.perf_counter()
                 states, metrics, finite = jax.block_until_ready(advance(states, self.argument, np.int32(chunk)))
                 seconds = time.perf_counter() - started
                 self.run_seconds += seconds
-                rows = {name: np.asarray(x)[: len(self.seeds), :chunk] for name, x in metrics.items()}
-                self.check_finite(updates, rows, np.asarray(finite)[: len(self.seeds)])
+                rows = {name: np.asarray(x)[:, :chunk] for name, x in metrics.items()}
                 if self.evaluations:
-                    rows[logs.EVAL_RETURN] = np.full((len(self.seeds), chunk), np.nan, np.float32)
+                    rows[logs.EVAL_RETURN] = np.full((len(finite), chunk), np.nan, np.float32)
                 if self.evaluations and updates + chunk == until:
                     rows[logs.EVAL_RETURN][:, -1] = self.evaluate(states, until)
+                own, due = rows, time.perf_counter() - saved_at > self.checkpoint_seconds
+                told = _Told(np.float32(seconds), np.bool_(due))
+                rows, finite, told = self.exchange(rows, np.asarray(finite), told)
+                self.check_finite(updates, rows, finite)
                 updates += chunk
                 history.append(rows)
-                self.show(updates, states, rows)
+                self.show(updates, states, own, rows, signals)
                 bar.update(updates, rows)
-                chunk = max(1, min(4 * chunk, round(chunk * _CHUNK_SECONDS / seconds)))
-                if time.perf_counter() - saved_at > self.checkpoint_seconds:
+                chunk = max(1, min(4 * chunk, round(chunk * _CHUNK_SECONDS / float(told.seconds))))
+                if told.save_due:
                     self.save(updates, states)
                     saved_at = time.perf_counter()
-        self.save(updates, states)
         return updates, states, history
+
+    def exchange(
+        self, rows: dict[str, np.ndarray], finite: np.ndarray, told: "_Told"
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, "_Told"]:
+        """What all processes have after a chunk, given what this one has: rows `[num_seeds, n]`, finite `[num_seeds]`.
+
+        Of what they tell each other, the longest time and the first one's clock count.
+        """
+        if processes.count() == 1:
+            return {name: x[: len(self.seeds)] for name, x in rows.items()}, finite[: len(self.seeds)], told
+        chunk = next(iter(rows.values())).shape[1]
+        spare = (1 << (chunk - 1).bit_length()) - chunk  # so that one program serves many lengths
+        sent = {name: np.pad(x, ((0, 0), (0, spare))) for name, x in rows.items()}
+        (sent, finite), every = self.gather((sent, finite)), processes.gather(told)
+        told = _Told(every.seconds.max(), every.save_due[0])
+        return {name: x[:, :chunk] for name, x in sent.items()}, finite, told
+
+    def gather(self, tree: Any) -> Any:
+        """Numpy arrays `[num_seeds, ...]`, given those of this process's padded seeds; PRNG keys as their numbers."""
+
+        def whole(leaf: Any) -> np.ndarray:
+            every = processes.gather(checkpoint.on_host(checkpoint.to_data(leaf))[: self.most])
+            return np.concatenate([own[: len(share)] for own, share in zip(every, self.shares, strict=True)])
+
+        return jax.tree.map(whole, tree)
 
     def how_to_go_on(self) -> str:
         return f": go on with --resume {self.folder}" if self.folder else ""
 
     def keys(self) -> Any:
-        return jnp.stack([jax.random.key(seed) for seed in self.seeds + self.seeds[-1:] * self.padding])
+        return jnp.stack([jax.random.key(seed) for seed in self.mine + self.mine[-1:] * self.padding])
 
     def initial(self) -> tuple[int, Any, Any]:
         """Update 0: its states, and the best policies, of which there are none yet."""
         states = _sharded(self.algorithm, self.mesh, self.batch_size, "init")(self.keys(), self.argument)
         if (source := self.options.start_from) is not None:
-            trained = load(source, algorithm=self.algorithm, **_objects_of(Path(source), self.config)).states
-            states = jax.device_put(with_weights(states, trained, source), self.sharding)
+            trained = processes.first(lambda: self.weights_of(Path(source)))
+            turns = [self.seeds.index(seed) for seed in self.mine + self.mine[-1:] * self.padding]
+            states = jax.device_put(with_weights(states, trained, turns, source), self.sharding)
         if not self.evaluations:
             return 0, states, None
         best = jax.jit(jax.vmap(lambda state: first_best(self.algorithm, state, self.config)))(states)
         return 0, states, jax.device_put(best, self.sharding)
 
+    def weights_of(self, source: Path) -> Any:
+        """What another run has learned, on the host."""
+        trained = load(source, algorithm=self.algorithm, **_objects_of(source, self.config)).states
+        return jax.tree.map(np.asarray, learned(trained))
+
     def evaluate(self, states: Any, update: int) -> np.ndarray:
-        """The mean return of each seed, and keeps the best policies. It takes no part in the training."""
+        """The mean return of each padded seed, and keeps the best policies. It takes no part in the training."""
         assert self.options.eval_episodes is not None
         program = _evaluation(self.algorithm, self.mesh, self.batch_size, self.options.eval_episodes)
         self.best, values = program(states, self.keys(), self.best, self.argument, np.int32(update))
-        return np.asarray(values)[: len(self.seeds)]
+        return np.asarray(values)
 
     def check_finite(self, updates: int, rows: dict[str, np.ndarray], finite: np.ndarray) -> None:
-        losses = {name: x for name, x in rows.items() if not name.startswith("episode")}
+        losses = {name: x for name, x in rows.items() if not name.startswith(("episode", logs.EVAL_RETURN))}
         bad: np.ndarray = np.any([~np.isfinite(x) for x in losses.values()], axis=0)
         if not bad.any() and finite.all():
             return
@@ -471,6 +568,8 @@ class _Loop:
         names = [name for name, x in losses.items() if not np.isfinite(x[seed]).all()] or ["a parameter"]
         update = updates + (int(np.argmax(bad[seed])) if bad[seed].any() else bad.shape[1] - 1) + 1
         kept = ""
+        if processes.index() > 0:
+            raise processes.ElsewhereError("Numbers left the finite ones; process 0 says which.")
         if self.folder is not None:
             last = checkpoint.steps(self.folder / run_folder.CHECKPOINTS)[-1]
             kept = f" The checkpoint of update {last} in {self.folder} is from before."
@@ -479,44 +578,59 @@ class _Loop:
             f"infinite. A smaller learning rate or max_grad_norm often helps.{kept}"
         )
 
-    def show(self, updates: int, states: Any, rows: dict[str, np.ndarray]) -> None:
-        """The rows of the last updates to the loggers and the hook; where one of them fails, the state is saved."""
-        own = 0 if self.folder is None else 1  # metrics.csv comes first, and where it fails so will the checkpoint
-        for logger in self.loggers[:own]:
-            self.log(logger, updates, rows)
+    def show(
+        self, updates: int, states: Any, own: dict[str, np.ndarray], rows: dict[str, np.ndarray], signals: _Signals
+    ) -> None:
+        """The rows of the last updates to the loggers and the hook; where one of them fails, the state is saved.
+
+        own: the rows of this process's padded seeds. rows: of all. Whether to stop is asked of all processes.
+        """
+        first = 1 if self.writes else 0  # metrics.csv comes first, and where it fails so will the checkpoint
+        processes.first(lambda: self.log(self.loggers[:first], updates, rows))
+        failed = None
         try:
-            for logger in self.loggers[own:]:
-                self.log(logger, updates, rows)
+            self.log(self.loggers[first:], updates, rows)
             if self.on_chunk is not None:
-                self.stopped = self.asked_to_stop(self.on_chunk(updates, self.unpad(states), rows))
+                mine = {name: x[: len(self.mine)] for name, x in own.items()}
+                self.stopped = self.asked_to_stop(self.on_chunk(updates, self.unpad(states), mine))
         except Exception as error:
-            self.loggers, failed = self.loggers[:own], self.loggers[own:]
+            failed = error
+        here = np.array([failed is not None, self.stopped, signals.number or 0], np.int32)
+        any_failed, any_stopped, number = processes.gather(here).max(0).tolist()
+        self.stopped, self.stop_signal = bool(any_stopped), number or None
+        if any_failed:
+            self.loggers, unusable = self.loggers[:first], self.loggers[first:]
             self.save(updates, states)
             self.say(f"Ended by an error after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
-            self.loggers += failed
-            raise _ForeignError(error) from error
+            self.loggers += unusable
+            raise processes.ElsewhereError("A hook failed elsewhere.") if failed is None else _ForeignError(failed)
 
     def asked_to_stop(self, answer: Any) -> bool:
         if answer is not None and not isinstance(answer, bool | np.bool_):
             raise TypeError(f"on_chunk must return True to end the run, False or None to go on, but gave {answer!r}.")
         return bool(answer)
 
-    def log(self, logger: Logger, updates: int, rows: dict[str, np.ndarray]) -> None:
+    def log(self, loggers: list[Logger], updates: int, rows: dict[str, np.ndarray]) -> None:
         """The rows `[num_seeds, n]` of the n updates up to `updates`."""
         length = next(iter(rows.values())).shape[1]
-        for i in range(length):
-            update = updates - length + i + 1
-            row = {name: x[:, i] for name, x in rows.items()}
-            logger.write(update, self.config.env_steps(update), self.seeds, row)
+        for logger in loggers:
+            for i in range(length):
+                update = updates - length + i + 1
+                row = {name: x[:, i] for name, x in rows.items()}
+                logger.write(update, self.config.env_steps(update), self.seeds, row)
 
-    def save(self, updates: int, states: Any) -> None:
-        if self.folder is None:
-            return
+    def save(self, updates: int, states: Any) -> Any:
+        """The states and the best policies of all seeds, saved where there is a folder."""
+        whole = self.whole((states, self.best))
+        processes.first(lambda: self.write(updates, *whole) if self.writes else None)
+        return whole
+
+    def write(self, updates: int, states: Any, best: Best | None) -> None:
+        assert self.folder is not None
         for logger in self.loggers:
             logger.flush()  # before the checkpoint, so that its updates are in the file whenever it exists
         try:
-            best = None if self.best is None else self.unpad(self.best)
-            checkpoint.save_step(self.folder / run_folder.CHECKPOINTS, updates, (self.unpad(states), best))
+            checkpoint.save_step(self.folder / run_folder.CHECKPOINTS, updates, (states, best))
             self.save_best(self.folder / run_folder.CHECKPOINTS / run_folder.BEST, best)
         except checkpoint.CheckpointError as error:
             raise StoppedError(f"{error} What was saved before is kept{self.how_to_go_on()}.") from error
@@ -534,24 +648,55 @@ class _Loop:
 
     def restore(self, folder: Path) -> tuple[int, Any, Any]:
         """The newest checkpoint, or where the run was stopped before its first the states of its seeds."""
-        checkpoints = folder / run_folder.CHECKPOINTS
-        if not checkpoint.steps(checkpoints):
-            for line in checkpoint.set_newer_aside(checkpoints, -1):
-                self.say(line)
-            self.say(f"{folder} holds no checkpoint yet: starting from update 0.")
-            return self.initial()
         like = _saved_like(self.algorithm, self.config, len(self.seeds), self.options)
-        updates, saved, problems = checkpoint.load_latest(checkpoints, like)
-        for problem in problems:
-            self.say(f"{problem} Falling back to the checkpoint of update {updates}.")
-        for line in checkpoint.set_newer_aside(checkpoints, updates):
-            self.say(line)
-        self.say(f"Going on from update {updates} of {self.config.num_updates}.")
-        saved = jax.tree.map(lambda x: jnp.concatenate([x] + [x[-1:]] * self.padding) if self.padding else x, saved)
-        return updates, *jax.device_put(saved, self.sharding)
+        likes, structure = jax.tree.flatten(like)
+        found = list[np.ndarray]()
+
+        def read() -> int | None:
+            checkpoints = folder / run_folder.CHECKPOINTS
+            if not checkpoint.steps(checkpoints):
+                for line in checkpoint.set_newer_aside(checkpoints, -1):
+                    self.say(line)
+                self.say(f"{folder} holds no checkpoint yet: starting from update 0.")
+                return None
+            updates, saved, problems = checkpoint.load_latest(checkpoints, like)
+            for problem in problems:
+                self.say(f"{problem} Falling back to the checkpoint of update {updates}.")
+            for line in checkpoint.set_newer_aside(checkpoints, updates):
+                self.say(line)
+            self.say(f"Going on from update {updates} of {self.config.num_updates}.")
+            found.extend(np.asarray(checkpoint.to_data(leaf)) for leaf in jax.tree.leaves(saved))
+            return updates
+
+        updates = processes.first(read)
+        if updates is None:
+            return self.initial()
+        places = [self.seeds.index(seed) for seed in self.mine + self.mine[-1:] * self.padding]
+        mine = []
+        for i, example in enumerate(likes):
+            data = jax.eval_shape(checkpoint.to_data, example)
+            leaf = processes.from_first(found[i] if found else np.zeros(data.shape, data.dtype))
+            mine.append(checkpoint.from_data(leaf[np.array(places)], example))
+        return updates, *jax.device_put(structure.unflatten(mine), self.sharding)
 
     def unpad(self, states: Any) -> Any:
-        return _first(states, len(self.seeds)) if self.padding else states
+        return _first(states, len(self.mine)) if self.padding else states
+
+    def whole(self, tree: Any) -> Any:
+        """What a checkpoint holds, given this process's padded part: of all seeds, of other processes on the host."""
+        return self.unpad(tree) if processes.count() == 1 else self.gather(tree)
+
+    def on_device(self, whole: Any) -> Any:
+        """What `whole` gave, as the arrays and PRNG keys that it stands for."""
+        like = _saved_like(self.algorithm, self.config, len(self.seeds), self.options)
+        return whole if processes.count() == 1 else jax.tree.map(checkpoint.from_data, whole, like)
+
+
+class _Told(NamedTuple):
+    """What processes tell each other after a chunk: how long it took, and whether a checkpoint is due."""
+
+    seconds: Any
+    save_due: Any
 
 
 @functools.cache

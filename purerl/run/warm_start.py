@@ -1,5 +1,6 @@
 """Fresh states with the weights of another run."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,21 +12,22 @@ from purerl.run.errors import RunError
 _LEARNED = ("params", "target_params", "target_critic", "average", "obs_stats", "target_stats")
 
 
-def with_weights(fresh: Any, trained: Any, source: str) -> Any:
-    """The states `[S, ...]` with the weights and statistics of the trained ones `[T, ...]`, which take turns.
+def with_weights(fresh: Any, trained: dict[str, Any], places: Sequence[int], source: str) -> Any:
+    """The states `[S, ...]` with the weights and statistics that T states have `learned`, which take turns.
 
-    source: what to call those in an error. Raises RunError where an array has another shape, and names it.
+    places: which one each state is among all of its run, `[S]`. source: what to call the others in an error. Raises
+    RunError where an array has another shape, and names it.
     """
-    check_weights(fresh, trained, source)
-    turns = jnp.arange(len(jax.tree.leaves(fresh)[0])) % len(jax.tree.leaves(trained)[0])
-    return _with(fresh, jax.tree.map(lambda x: jnp.asarray(x)[turns], _learned(trained)))
+    check_weights(learned(fresh), trained, source)
+    turns = jnp.asarray(places) % len(jax.tree.leaves(trained)[0])
+    return _with(fresh, jax.tree.map(lambda x: jnp.asarray(x)[turns], trained))
 
 
-def check_weights(fresh: Any, trained: Any, source: str) -> None:
-    """The check of `with_weights`, of states or of their shapes."""
+def check_weights(fresh: dict[str, Any], trained: dict[str, Any], source: str) -> None:
+    """The check of `with_weights`, of what both have `learned`, in numbers or in shapes."""
     here, there = (
-        {jax.tree_util.keystr(place): x for place, x in jax.tree_util.tree_leaves_with_path(_learned(states))}
-        for states in (fresh, trained)
+        {jax.tree_util.keystr(place): x for place, x in jax.tree_util.tree_leaves_with_path(weights)}
+        for weights in (fresh, trained)
     )
     for place in {**here, **there}:
         said = [_of_one(x.get(place)) for x in (there, here)]
@@ -38,11 +40,11 @@ def _of_one(leaf: Any) -> str:
     return "missing" if leaf is None else f"{leaf.dtype}{list(leaf.shape[1:])}"
 
 
-def _learned(states: Any) -> dict[str, Any]:
+def learned(states: Any) -> dict[str, Any]:
     """What has been learned, by the names of the fields; of an ensemble beside the policy likewise."""
     found = {name: getattr(states, name) for name in _LEARNED if name in states._fields}
     model = getattr(states, "model", None)
-    return {**found, "model": _learned(model)} if hasattr(model, "params") else found
+    return {**found, "model": learned(model)} if hasattr(model, "params") else found
 
 
 def _with(states: Any, learned: dict[str, Any]) -> Any:
