@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from purerl.core.mesh import over_envs
 from purerl.core.types import PRNGKey, Scalar
 
 # Numbers. SAC with layers of 256 has more: two fifths of its gradient step were XLA putting them end to end.
@@ -74,4 +75,4 @@ def shuffled_indices(key: PRNGKey, size: int, num_epochs: int, num_minibatches: 
     mask = jnp.uint32((1 << (size - 1).bit_length()) - 1)
     words = jax.random.bits(key, (num_epochs, size)) & ~mask | jnp.arange(size, dtype=jnp.uint32)[None]
     order = (jnp.sort(words, axis=1) & mask).astype(jnp.int32)
-    return order.reshape(num_epochs * num_minibatches, size // num_minibatches)
+    return over_envs(order.reshape(num_epochs * num_minibatches, size // num_minibatches), axis=1)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
+from purerl.core.mesh import over_envs
 from purerl.core.types import Episodes, PRNGKey, Transition
 from purerl.envs.params import complete, own_values
 from purerl.envs.protocol import Env, metrics
@@ -158,8 +159,10 @@ class BoundEnv:
         start = jax.vmap(self.env.reset, (0, self._axes))(keys, self.params)
         # A Python number in it would be of a weak type, which a checkpoint cannot keep: what goes on from one would be
         # another program than what never stopped.
-        return jax.tree.map(
-            lambda x: jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x, start
+        return over_envs(
+            jax.tree.map(
+                lambda x: jax.lax.convert_element_type(x, x.dtype) if getattr(x, "weak_type", False) else x, start
+            )
         )
 
     def advance(self, keys: Any, state: Any, action: Array) -> tuple[Array, Any, Array, Array, Array]:
@@ -168,7 +171,7 @@ class BoundEnv:
         def scale_and_step(key: PRNGKey, state: Any, action: Array, params: Any) -> Any:
             return self.env.step(key, state, self.env.action_space(params).from_unit(action), params)
 
-        return jax.vmap(scale_and_step, (0, 0, 0, self._axes))(keys, state, action, self.params)
+        return over_envs(jax.vmap(scale_and_step, (0, 0, 0, self._axes))(keys, state, action, self.params))
 
     def reward(self, obs: Array, action: Array, next_obs: Array) -> Array:
         """What the first env says it pays `[...]`, of observations and of actions `[..., D]` on the scale [-1, 1].

@@ -41,6 +41,8 @@ class TrainOptions:
     """Folder of an interrupted run to go on with."""
     seeds_at_once: int | None = None
     """Seeds that a device runs vmapped; the others wait their turn. Not given: 1 on a CPU, else as many as fit."""
+    devices_per_seed: int | None = None
+    """Devices over which the envs of each seed are split; not given: 1."""
     checkpoint_seconds: float = 30.0
     """Least time between checkpoints."""
     start_from: str | None = None
@@ -275,6 +277,7 @@ def _train(arguments: list[str]) -> None:
         resume=resume is not None,
         extend=True,
         seeds_at_once=options.seeds_at_once,
+        devices_per_seed=options.devices_per_seed,
         checkpoint_seconds=options.checkpoint_seconds,
         start_from=options.start_from,
         eval_every=options.eval_every,

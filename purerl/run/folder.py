@@ -33,7 +33,8 @@ class Options(NamedTuple):
     """How a run was run, so that it goes on alike.
 
     seeds_at_once: on each device. loggers: names. eval_every: None where it is not evaluated all along. start_from: the
-    folder that its first weights came from, None where they were drawn.
+    folder that its first weights came from, None where they were drawn. devices_per_seed: that its envs are split over,
+    None for 1.
     """
 
     seeds_at_once: int | None = None
@@ -41,6 +42,7 @@ class Options(NamedTuple):
     eval_every: int | None = None
     eval_episodes: int | None = None
     start_from: str | None = None
+    devices_per_seed: int | None = None
 
 
 def check_free(folder: Path) -> None:

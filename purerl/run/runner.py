@@ -26,7 +26,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from purerl import envs
-from purerl.run import checkpoint, logs, memory, policy_file, processes
+from purerl.core.mesh import ENVS
+from purerl.run import checkpoint, logs, memory, objects, policy_file, processes
 from purerl.run import folder as run_folder
 from purerl.run.acting import with_leaves
 from purerl.run.devices import use_all_cores
@@ -74,6 +75,7 @@ def train(
     resume: bool = False,
     extend: bool = False,
     seeds_at_once: int | None = None,
+    devices_per_seed: int | None = None,
     checkpoint_seconds: float = 30.0,
     eval_every: int | None = None,
     eval_episodes: int | None = None,
@@ -91,6 +93,8 @@ def train(
     what is annealed.
     seeds_at_once: how many a device runs vmapped; None means as before where it goes on, else one on a CPU and as
     many as fit on an accelerator.
+    devices_per_seed: over how many devices the envs of each seed are split and its gradients averaged; None means as
+    before where it goes on, else 1. Its numbers are those of one device but for rounding.
     checkpoint_seconds: least time between checkpoints; there is always one at the start and at the end.
     eval_every: env steps of a seed (updates, of an algorithm that takes none) from one evaluation of the greedy
     policies to the next, as in `purerl.train_and_evaluate`: the metric eval_return, NaN where there was none, and the
@@ -115,7 +119,7 @@ def train(
     seeds, folder = _whole_numbers(seeds), None if out is None else Path(out)
     _check_arguments(seeds, folder, resume, seeds_at_once, loggers, on_chunk)
     progress, say = (progress, say) if processes.index() == 0 else (False, _say_nothing)
-    options = _options(seeds_at_once, loggers, eval_every, eval_episodes, start_from, resume)
+    options = _options(seeds_at_once, devices_per_seed, loggers, eval_every, eval_episodes, start_from, resume)
     _check_all_alike(algorithm, config, seeds, options)
     processes.first(functools.partial(_check_source, options.start_from, algorithm, config))
     if folder is not None and resume:
@@ -128,6 +132,7 @@ def train(
 
         def prepare() -> _Loop:
             mine = len(processes.share(seeds))
+            _check_split(algorithm, config, options.devices_per_seed)
             memory.check_states(algorithm, config, mine, memory.free_bytes(jax.local_devices()))
             hook = on_chunk
             return _Loop(algorithm, config, seeds, folder, options, checkpoint_seconds, hook, loggers, progress, say)
@@ -238,6 +243,7 @@ def _check_arguments(
 
 def _options(
     seeds_at_once: int | None,
+    devices_per_seed: int | None,
     loggers: Sequence[Any],
     eval_every: int | None,
     eval_episodes: int | None,
@@ -249,10 +255,11 @@ def _options(
         raise RunError("A resumed run goes on with its own weights: leave out start_from.")
     source = None if start_from is None else str(Path(start_from).absolute())
     named = tuple(name for name in loggers if isinstance(name, str))
+    options = run_folder.Options(seeds_at_once, named, start_from=source, devices_per_seed=devices_per_seed)
     if eval_every is None and eval_episodes is None:
-        return run_folder.Options(seeds_at_once, named, start_from=source)
+        return options
     _check_evaluations(eval_every, eval_episodes)
-    return run_folder.Options(seeds_at_once, named, eval_every, eval_episodes or 32, source)
+    return options._replace(eval_every=eval_every, eval_episodes=eval_episodes or 32)
 
 
 def _check_source(folder: str | None, algorithm: ModuleType, config: Any) -> None:
@@ -298,12 +305,28 @@ def _as_before(
         now, then = getattr(options, name), getattr(before, name)
         if options.eval_every is not None and now != then:
             raise RunError(f"The run began with {name} = {then} and cannot go on with {now}: leave it out.")
-    seeds_at_once = options.seeds_at_once
-    if before.seeds_at_once is not None and seeds_at_once not in (None, before.seeds_at_once):
-        changed = [*changed, f"seeds_at_once is {seeds_at_once} and was {before.seeds_at_once}: numbers may differ."]
     for line in changed:
         say(line)
-    return before if seeds_at_once is None else before._replace(seeds_at_once=seeds_at_once)
+    for name, then in (("seeds_at_once", before.seeds_at_once), ("devices_per_seed", before.devices_per_seed or 1)):
+        now = getattr(options, name)
+        if None not in (then, now) and then != now:
+            say(f"{name} is {now} and was {then}: numbers may differ.")
+        before = before if now is None else before._replace(**{name: now})
+    return before
+
+
+def _check_split(algorithm: ModuleType, config: Any, devices: int | None) -> None:
+    """Raises RunError where the envs of a seed cannot be split over so many devices."""
+    if devices is None:
+        return
+    name, there = objects.short_name(algorithm), len(jax.local_devices())
+    field = next((field for field in ("num_envs", "population") if hasattr(config, field)), None)
+    if not 1 <= devices <= there:
+        raise RunError(f"devices_per_seed must be between 1 and {there}, the number of devices, but is {devices}.")
+    if field is None:
+        raise RunError(f"devices_per_seed is {devices}, but {name} steps a single env: leave it out.")
+    if (num := getattr(config, field)) % devices:
+        raise RunError(f"devices_per_seed is {devices}, which does not divide {field} = {num} of {name}.")
 
 
 class _ForeignError(Exception):
@@ -384,13 +407,17 @@ class _Loop:
         self.evaluations = [] if every is None else evaluated_updates(config, every)
         self.compile_seconds = self.run_seconds = 0.0
         self.most = -(-len(seeds) // processes.count())  # that a process has
+        devices, split = jax.local_devices(), options.devices_per_seed or 1
         # As many as one process alone would use: one device and several compile to programs that may round otherwise.
-        devices = jax.local_devices()[: len(seeds)]
-        self.mesh = jax.make_mesh((len(devices),), ("seeds",), axis_types=(AxisType.Auto,), devices=devices)
+        groups = min(len(devices) // split, len(seeds))
+        shape = {"seeds": groups, ENVS: split} if split > 1 else {"seeds": groups}
+        axis_types = (AxisType.Auto,) * len(shape)
+        used = devices[: groups * split]
+        self.mesh = jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=axis_types, devices=used)
         self.sharding = jax.NamedSharding(self.mesh, PartitionSpec("seeds"))
         # A device short of seeds would idle anyway; it repeats the last seed, and the copy is dropped on the way out.
-        self.padding = self.most + -self.most % len(devices) - len(self.mine)
-        most = (len(self.mine) + self.padding) // len(devices)
+        self.padding = self.most + -self.most % groups - len(self.mine)
+        most = (len(self.mine) + self.padding) // groups
         seeds_at_once = options.seeds_at_once
         if seeds_at_once is None:
             platform, free = devices[0].platform, memory.free_bytes(jax.local_devices())
@@ -713,8 +740,19 @@ def _sharded(algorithm: ModuleType, mesh: Mesh, batch_size: int, function: str, 
     over_seeds, everywhere = PartitionSpec("seeds"), PartitionSpec()
     specs = {"init": (over_seeds, everywhere), "advance": (over_seeds, everywhere, everywhere)}[function]
     body: Any = {"init": init, "advance": advance}[function]
-    program = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=over_seeds, check_vma=False)
-    return jax.jit(program, donate_argnums=0 if function == "advance" else ())
+    return _compiled(body, mesh, specs, donate_argnums=0 if function == "advance" else ())
+
+
+def _compiled(body: Any, mesh: Mesh, specs: tuple[PartitionSpec, ...], **options: Any) -> Any:
+    """Jitted, each device of the mesh's first axis with its seeds; what the envs' devices share of one is put together.
+
+    specs: of the arguments.
+    """
+    over_seeds = PartitionSpec("seeds")
+    program = jax.shard_map(
+        body, mesh=mesh, in_specs=specs, out_specs=over_seeds, axis_names={"seeds"}, check_vma=False
+    )
+    return jax.jit(program, out_shardings=jax.NamedSharding(mesh, over_seeds), **options)
 
 
 def _advance(algorithm: ModuleType, config: Any, chunk: Any, max_chunk: int, state: Any) -> tuple[Any, Any, Any]:
@@ -749,7 +787,7 @@ def _evaluation(algorithm: ModuleType, mesh: Mesh, batch_size: int, num_episodes
 
     over_seeds, everywhere = PartitionSpec("seeds"), PartitionSpec()
     specs = (over_seeds, over_seeds, over_seeds, everywhere, everywhere)
-    return jax.jit(jax.shard_map(evaluate, mesh=mesh, in_specs=specs, out_specs=over_seeds, check_vma=False))
+    return _compiled(evaluate, mesh, specs)
 
 
 @functools.partial(jax.jit, static_argnums=1)
