@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "purerl"
 # A file may import from its own layer and the layers before it. A more exact name comes before what contains it.
 LAYERS = {
     "purerl.core.types": 0,
+    "purerl.core.mesh": 0,
     "purerl.envs": 1,
     "purerl.mdp": 2,  # the public face of tables, above the environments
     "purerl.core": 2,

@@ -22,6 +22,7 @@ from purerl.run.errors import RunError, StoppedError
 
 _Outcome = TypeVar("_Outcome")
 _PATIENCE = 300  # seconds that processes wait for each other at the start
+_PADDING = 1 << 20  # bytes to a multiple of which larger messages are filled up
 
 
 class ElsewhereError(StoppedError):
@@ -127,20 +128,33 @@ def share(items: Sequence[_Outcome], of: int | None = None) -> list[_Outcome]:
 
 
 def gather(tree: Any) -> Any:
-    """Numpy arrays `[P, ...]` of all P processes, given this one's; of the same shapes of at most 32 bits in all.
+    """Numpy arrays `[P, ...]` of all P processes, given this one's; shapes and dtypes are the same in all.
 
-    Raises LostError where a process is gone.
+    It is one exchange, of the tree's bytes. Raises LostError where a process is gone.
     """
-    return _exchange(_from_all, tree)
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, tree))
+    if count() == 1:
+        return structure.unflatten(leaf[None] for leaf in leaves)
+    every = _exchange(_from_all, np.concatenate([_bytes(leaf) for leaf in leaves]))
+    ends = np.cumsum([leaf.nbytes for leaf in leaves])
+    parts = (every[:, end - leaf.nbytes : end] for leaf, end in zip(leaves, ends, strict=True))
+    received = (np.ascontiguousarray(part) for part in parts)
+    return structure.unflatten(
+        part.view(leaf.dtype).reshape(count(), *leaf.shape) for part, leaf in zip(received, leaves, strict=True)
+    )
 
 
 def from_first(array: np.ndarray) -> np.ndarray:
     """The array of process 0, given one of its shape and dtype."""
     if count() == 1:
         return array
-    own = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # bits, since -0.0 + 0.0 is 0.0
+    own = _bytes(array)  # bits, since -0.0 + 0.0 is 0.0
     received = _exchange(_sum, own if index() == 0 else np.zeros_like(own))
-    return np.asarray(received).view(array.dtype).reshape(array.shape)
+    return np.ascontiguousarray(received[: own.size]).view(array.dtype).reshape(array.shape)
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
 
 
 def first(function: Callable[[], _Outcome]) -> _Outcome:
@@ -182,16 +196,14 @@ def _attempt(function: Callable[[], _Outcome]) -> tuple[Any, Exception | None]:
         return None, error
 
 
-def _exchange(program: Callable[[], Any], tree: Any) -> Any:
-    """Puts the processes' arrays `[...]` together as `[P, ...]` and runs the program on them."""
-    if count() == 1:
-        return jax.tree.map(lambda x: np.asarray(x)[None], tree)
+def _exchange(program: Callable[[], Any], content: np.ndarray) -> np.ndarray:
+    """Puts the processes' bytes `[n]` together as `[P, m]` and runs the program on them; m is n or somewhat more."""
+    size = max(64, min(1 << (content.size - 1).bit_length(), content.size + -content.size % _PADDING))
+    content = np.pad(content, (0, size - content.size))  # so that few programs serve many sizes
     placed = NamedSharding(_mesh(), PartitionSpec("processes"))
     try:
-        whole = jax.tree.map(
-            lambda x: jax.make_array_from_process_local_data(placed, np.asarray(x)[None], (count(), *np.shape(x))), tree
-        )
-        return jax.tree.map(lambda x: np.asarray(x.addressable_data(0)), program()(whole))
+        whole = jax.make_array_from_process_local_data(placed, content[None], (count(), size))
+        return np.asarray(program()(whole).addressable_data(0))
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter where numpy waits for the result
         raise LostError(f"Another process of the run has ended or cannot be reached ({str(error)[:200]}).") from error
 
@@ -205,7 +217,7 @@ def _mesh() -> Mesh:
 
 @functools.cache
 def _from_all() -> Any:
-    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(_mesh(), PartitionSpec()))
+    return jax.jit(lambda x: x, out_shardings=NamedSharding(_mesh(), PartitionSpec()))
 
 
 @functools.cache

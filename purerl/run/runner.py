@@ -540,21 +540,13 @@ class _Loop:
         """
         if processes.count() == 1:
             return {name: x[: len(self.seeds)] for name, x in rows.items()}, finite[: len(self.seeds)], told
-        chunk = next(iter(rows.values())).shape[1]
-        spare = (1 << (chunk - 1).bit_length()) - chunk  # so that one program serves many lengths
-        sent = {name: np.pad(x, ((0, 0), (0, spare))) for name, x in rows.items()}
-        (sent, finite), every = self.gather((sent, finite)), processes.gather(told)
-        told = _Told(every.seconds.max(), every.save_due[0])
-        return {name: x[:, :chunk] for name, x in sent.items()}, finite, told
+        of_seeds, every = processes.gather((jax.tree.map(lambda x: x[: self.most], (rows, finite)), told))
+        rows, finite = jax.tree.map(self.in_turn, of_seeds)
+        return rows, finite, _Told(every.seconds.max(), every.save_due[0])
 
-    def gather(self, tree: Any) -> Any:
-        """Numpy arrays `[num_seeds, ...]`, given those of this process's padded seeds; PRNG keys as their numbers."""
-
-        def whole(leaf: Any) -> np.ndarray:
-            every = processes.gather(checkpoint.on_host(checkpoint.to_data(leaf))[: self.most])
-            return np.concatenate([own[: len(share)] for own, share in zip(every, self.shares, strict=True)])
-
-        return jax.tree.map(whole, tree)
+    def in_turn(self, every: np.ndarray) -> np.ndarray:
+        """`[num_seeds, ...]`, given the first ones of each process's padded seeds, `[processes, most, ...]`."""
+        return np.concatenate([own[: len(share)] for own, share in zip(every, self.shares, strict=True)])
 
     def how_to_go_on(self) -> str:
         return f": go on with --resume {self.folder}" if self.folder else ""
@@ -613,24 +605,27 @@ class _Loop:
         own: the rows of this process's padded seeds. rows: of all. Whether to stop is asked of all processes.
         """
         first = 1 if self.writes else 0  # metrics.csv comes first, and where it fails so will the checkpoint
-        processes.first(lambda: self.log(self.loggers[:first], updates, rows))
-        failed = None
+        error, foreign = None, False
         try:
+            self.log(self.loggers[:first], updates, rows)
+            foreign = True
             self.log(self.loggers[first:], updates, rows)
             if self.on_chunk is not None:
                 mine = {name: x[: len(self.mine)] for name, x in own.items()}
                 self.stopped = self.asked_to_stop(self.on_chunk(updates, self.unpad(states), mine))
-        except Exception as error:
-            failed = error
-        here = np.array([failed is not None, self.stopped, signals.number or 0], np.int32)
-        any_failed, any_stopped, number = processes.gather(here).max(0).tolist()
+        except Exception as raised:
+            error = raised
+        here = np.array([error is not None, error is not None and foreign, self.stopped, signals.number or 0], np.int32)
+        any_error, any_foreign, any_stopped, number = processes.gather(here).max(0).tolist()
         self.stopped, self.stop_signal = bool(any_stopped), number or None
-        if any_failed:
+        if any_foreign:
             self.loggers, unusable = self.loggers[:first], self.loggers[first:]
             self.save(updates, states)
             self.say(f"Ended by an error after update {updates} of {self.config.num_updates}{self.how_to_go_on()}.")
             self.loggers += unusable
-            raise processes.ElsewhereError("A hook failed elsewhere.") if failed is None else _ForeignError(failed)
+            error = error and _ForeignError(error)
+        if any_error:
+            raise error or processes.ElsewhereError("Another process could not go on; it says why.")
 
     def asked_to_stop(self, answer: Any) -> bool:
         if answer is not None and not isinstance(answer, bool | np.bool_):
@@ -710,8 +705,17 @@ class _Loop:
         return _first(states, len(self.mine)) if self.padding else states
 
     def whole(self, tree: Any) -> Any:
-        """What a checkpoint holds, given this process's padded part: of all seeds, of other processes on the host."""
-        return self.unpad(tree) if processes.count() == 1 else self.gather(tree)
+        """What a checkpoint holds, given this process's padded part: the trees of all seeds.
+
+        Where there are several processes it is on the host, PRNG keys as their numbers.
+        """
+        if processes.count() == 1:
+            return self.unpad(tree)
+
+        def gather(leaf: Any) -> np.ndarray:  # one after the other, since each is there twice meanwhile
+            return self.in_turn(processes.gather(checkpoint.on_host(checkpoint.to_data(leaf))[: self.most]))
+
+        return jax.tree.map(gather, tree)
 
     def on_device(self, whole: Any) -> Any:
         """What `whole` gave, as the arrays and PRNG keys that it stands for."""
