@@ -79,7 +79,7 @@ def estimate(size: dict[str, int], latency: float) -> list[list[Any]]:
     """
     rows: list[list[Any]] = [["what", "MB of all seeds", "seconds", "every seconds", "share of the time"]]
     for what, one, every, exchanges in (
-        ("rows of a chunk", size["rows"] * UPDATES_A_CHUNK, CHUNK_SECONDS, 4),
+        ("rows of a chunk", size["rows"] * UPDATES_A_CHUNK, CHUNK_SECONDS, 2),
         ("states of a checkpoint", size["state"], CHECKPOINT_SECONDS, size["leaves"]),
     ):
         received = one * CLUSTER_SEEDS
