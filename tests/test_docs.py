@@ -1,12 +1,17 @@
 """The documentation: its snippets run, and each study page says what its algorithm's file and results say."""
 
+import dataclasses
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import purerl
 from benchmarks import docs as pages
+from purerl import ppo
+from purerl.run import cli
 
 ROOT = Path(__file__).parent.parent
 SNIPPETS = [
@@ -22,6 +27,32 @@ def test_snippets_run(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     """On a budget of a few updates."""
     monkeypatch.chdir(tmp_path)
     exec(compile(block.replace("100_000", "2_048").replace("10_000", "1_024"), "docs", "exec"), {"__name__": "docs"})
+
+
+def test_recipes_for_clusters_are_well_formed() -> None:
+    """As far as can be seen without a cluster: shell that parses, and flags that the command line knows."""
+    text = (ROOT / "docs" / "how.md").read_text().partition("## train one seed on many devices")[2]
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True, timeout=10)
+    flags = set(re.findall(r"(?<=[ \n(`\"])--([a-z]+(?:-[a-z]+)*)(?=[ ,`\n])", re.sub(r"#SBATCH.*|--ntasks\S*", "", text)))
+    fields = (*dataclasses.fields(cli.TrainOptions), *dataclasses.fields(ppo.Config))
+    known = {field.name.replace("_", "-") for field in fields}
+    assert {"coordinator", "num-processes", "process-id", "devices-per-seed", "resume"} <= flags
+    assert flags - known == {"cpus-per-task"}  # SLURM's
+
+
+@pytest.mark.thorough
+def test_the_kubernetes_recipe_starts_as_many_processes_as_pods() -> None:
+    yaml = pytest.importorskip("yaml")
+    (recipe,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "how.md").read_text(), re.DOTALL)
+    service, job = yaml.safe_load_all(recipe)
+    pods, (container,) = job["spec"], job["spec"]["template"]["spec"]["containers"]
+    assert f"--num-processes {pods['completions']} " in container["args"][0]
+    assert pods["completions"] == pods["parallelism"]
+    first = f"{job['metadata']['name']}-0.{service['metadata']['name']}"
+    assert f"--coordinator {first}:" in container["args"][0]
+    assert pods["template"]["spec"]["subdomain"] == service["metadata"]["name"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
 
 
 @pytest.mark.parametrize("name", purerl.ALGORITHMS)
@@ -74,9 +105,6 @@ def test_text_is_shown_unchanged() -> None:
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     """Strictly: a dead link, a missing anchor or a name that is gone fails."""
     pytest.importorskip("mkdocs")
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
