@@ -34,7 +34,8 @@ def test_recipes_for_clusters_are_well_formed() -> None:
     text = (ROOT / "docs" / "how.md").read_text().partition("## train one seed on many devices")[2]
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
         subprocess.run(["bash", "-n"], input=block, text=True, check=True, timeout=10)
-    flags = set(re.findall(r"(?<=[ \n(`\"])--([a-z]+(?:-[a-z]+)*)(?=[ ,`\n])", re.sub(r"#SBATCH.*|--ntasks\S*", "", text)))
+    text = re.sub(r"#SBATCH.*|--ntasks\S*", "", text)
+    flags = set(re.findall(r"(?<=[ \n(`\"])--([a-z]+(?:-[a-z]+)*)(?=[ ,`\n])", text))
     fields = (*dataclasses.fields(cli.TrainOptions), *dataclasses.fields(ppo.Config))
     known = {field.name.replace("_", "-") for field in fields}
     assert {"coordinator", "num-processes", "process-id", "devices-per-seed", "resume"} <= flags
