@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -297,3 +298,46 @@ def test_pets_has_the_settings_that_both_sides_read() -> None:
     config = make_config("pets", cases.WORK["pets"].env_steps)
     assert {name: getattr(config, name) for name in cases.PETS} == cases.PETS
     assert config.learn_reward and not config.learn_end and config.env_steps(config.num_updates) == 700
+
+
+def test_trials_of_both_searches_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RL Zoo's Stable-Baselines3 gets the fixed fields, and a proposal, that purerl trains with."""
+    managers, studies, samplers = list[dict[str, Any]](), list[Any](), dict[str, Any]()
+
+    def manager(args: Any, algorithm: str, env: str, folder: str, **more: Any) -> Any:
+        managers.append(more | json.loads(Path(more["config"]).read_text())[env])
+        return SimpleNamespace(setup_experiment=lambda: None, objective="objective")
+
+    def study(**options: Any) -> Any:
+        studies.append(options)
+        return SimpleNamespace(optimize=lambda objective, n_trials: studies.append(n_trials), best_value=7.0)
+
+    libraries = {
+        "optuna": {"create_study": study, "pruners": SimpleNamespace(NopPruner=lambda: "none")},
+        "rl_zoo3": {"hyperparams_opt": SimpleNamespace(HYPERPARAMS_SAMPLER=samplers)},
+        "rl_zoo3.exp_manager": {"ExperimentManager": manager},
+    }
+    zoo = pretending("zoo", libraries)["Zoo"]()
+    zoo.build("tune", quick=False)
+    found: dict[str, Any] = {}
+    monkeypatch.setattr(purerl, "use_all_cores", lambda: 2)
+
+    def search(_: Any, config: Any, ranges: Any, **options: Any) -> Any:
+        found.update(config=config, ranges=ranges, **options)
+        proposal = SimpleNamespace(fields=dict.fromkeys(ranges, 0.5), rung_scores=(1.0,))
+        return SimpleNamespace(trials=[proposal])
+
+    monkeypatch.setattr("purerl.run.tune.tune", search)
+    (fields,) = Purerl().search(64, quick=False, seed=3)["fields"]
+    assert zoo.trial(fields)["score"] == 7.0 and studies[1] == 1 and studies[0]["pruner"] == "none"
+    config, given, proposed = found["config"], managers[0], samplers["ppo"](None, 2, 4, {})
+    assert given["n_timesteps"] == config.total_timesteps == config.env_steps(config.num_updates)
+    assert (given["n_envs"], given["n_steps"], given["n_epochs"]) == (4, 128, 4)
+    assert (config.num_envs, config.num_steps, config.num_epochs) == (4, 128, 4)
+    assert given["batch_size"] == 4 * 128 // config.num_minibatches
+    assert given["n_eval_episodes"] == found["eval_episodes"] == 32 and given["n_evaluations"] == 1
+    assert (found["trials"], found["seeds"], found["halving"], found["sampler_seed"]) == (64, 1, False, 3)
+    assert not config.anneal_learning_rate and not config.clip_value and not config.normalize_obs
+    theirs = {"learning_rate", "gamma", "gae_lambda", "clip_range", "ent_coef", "vf_coef", "max_grad_norm"}
+    assert set(proposed) == theirs
+    assert proposed.pop("vf_coef") == 0.25 and set(proposed.values()) == {0.5}

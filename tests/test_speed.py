@@ -448,6 +448,15 @@ def test_pets_is_judged_against_the_faster_start_of_mbrl() -> None:
     assert search.rivals(Bench(5, False, {"mbrl": None}, {}, Report({}, 5, False))) == []
 
 
+def test_a_search_is_judged_against_trials_that_are_scaled() -> None:
+    """Two trials at a time on two cores: 64 of them take 32 times as long as one."""
+    found = bench()
+    search.conclude_tune(found, 64, [100.0, 50.0, 80.0], [[60.0, 40.0], [50.0, 50.0], [30.0, 70.0]])
+    search.conclude_tune(found, 64, [100.0], [[]])
+    assert verdicts(found) == [("20.0x", ">= 10x", "reached"), ("not run", ">= 10x", "not measured")]
+    assert "64 trials of PPO take 80 s, and would take RL Zoo 1,600 s" in found.report.words[0]
+
+
 def test_parts_of_pets() -> None:
     """Of updates of 2 s half is planning; 1 GFLOP in half a second are a tenth of a peak of 20 GFLOP/s."""
     found = bench()

@@ -45,6 +45,12 @@ LIBRARIES = {
         ("pets",),
         afterwards=("hydra-core==1.3.2",),
     ),
+    "zoo": Library(
+        ("rl-zoo3==2.9.2", "stable-baselines3==2.9.2", "torch==2.13.0", "gymnasium==1.4.0"),
+        ("optuna",),
+        ("rl-zoo3", "optuna", "stable-baselines3", "torch", "gymnasium", "numpy"),
+        ("tune",),
+    ),
 }
 
 # Settings that purerl and rejax know by the same names.
@@ -160,6 +166,20 @@ CEM: a generation of 256 linear policies on CartPole-v1, after 20 generations, w
 whole 500 steps; one seed on each of the two CPU devices. Steps are those of episodes that still run. The env alone:
 256 copies on each device take as many steps with one fixed action, with no policy, no account and no reset."""
 
+# A search for settings of PPO; Stable-Baselines3's names where they are others.
+TUNE = {"trials": 64, "eval_episodes": 32}
+SB3_NAMES = {"clip_eps": "clip_range"}
+
+SAME_SEARCH = """\
+tune: 64 trials of PPO on CartPole-v1 with 99,840 env steps and one seed each, 4 envs x 128 steps, 4 epochs x 4
+minibatches, two 64-64 tanh towers, constant learning rate, the critic not clipped, each scored by 32 greedy episodes at
+its end, none stopped before it. Optuna proposes learning rate, gamma, lambda, the clip's range, the weights of entropy
+and critic and the limit of the gradient's norm, from purerl's own ranges. purerl is timed over the whole search in a
+fresh process with both cores, compiling, Optuna and its file included. RL Zoo gets the first of these proposals, two in
+each repetition, one to a process and both at once, with one thread of PyTorch each; its time is that of Optuna's
+`optimize` around its own objective, importing apart, and 64 trials are taken to last 32 times the mean of the two. So
+of its search ten trials are measured, and the rest is scaled. Both count steps of the training alone."""
+
 SAME_PETS = """\
 PETS: Pendulum-v1, 200 random steps and then planned ones; before every 50th of these 200 gradient steps of Adam at 1e-3
 on batches of 128. Five networks of 64-64 silu give mean and variance of the change of the observation and of the
@@ -190,6 +210,7 @@ TERMS = {
     OFF_POLICY_CORES: ("off-policy-cores",),
     WHOLE_EPISODES: ("cem",),
     SAME_PETS: ("pets",),
+    SAME_SEARCH: ("tune",),
     PETS_PARTS: ("pets-parts",),
 }
 
@@ -238,4 +259,5 @@ WORK = TRAININGS | {
     "trpo": Work("trpo", 1, 196 * PPO_UPDATE, 4 * PPO_UPDATE),
     "sac-256": Work("sac", 1, 3_500, 1_500, hidden_size=256),
     "pets": Work("pets", 1, 700, 250),
+    "tune": Work("ppo", 1, 195 * PPO_UPDATE, 4 * PPO_UPDATE),
 }

@@ -3,15 +3,16 @@
 import contextlib
 import statistics
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from benchmarks.speed import report
 from benchmarks.speed.bench import PURERL, Bench, ask_each, run_in_turn
-from benchmarks.speed.cases import WORK
+from benchmarks.speed.cases import TUNE, WORK
 from benchmarks.speed.report import number
-from benchmarks.speed.workers import Start, Worker
+from benchmarks.speed.workers import Start, Worker, side_start
 
-LEAST_OF_ENV, LEAST_OVER_MBRL, MOST_SECONDS = 0.8, 5.0, 90.0
+LEAST_OF_ENV, LEAST_OVER_MBRL, LEAST_OVER_ZOO, MOST_SECONDS = 0.8, 5.0, 10.0, 90.0
 WHOLE_TRAINING = 3_000  # env steps, for which there is a bar in seconds
 PARTS = {"planning": "planning", "training": "training the model", "env": "env steps"}
 
@@ -125,4 +126,54 @@ def conclude_parts(
     )
 
 
-CASES: dict[str, Callable[[Bench], Any]] = {"cem": measure_cem, "pets": measure_pets, "pets-parts": measure_parts}
+def measure_tune(bench: Bench) -> None:
+    """Seconds of a whole search by purerl, and of trials of the same search by RL Zoo, two at a time."""
+    trials = 4 if bench.quick else TUNE["trials"]
+    ours, theirs = list[float](), list[list[float]]()
+    with contextlib.ExitStack() as stack:
+        zoo = [stack.enter_context(Worker(start, "tune")) for start in zoos(bench)]
+        for worker in zoo:
+            worker.ask("build", case="tune", quick=bench.quick)
+        for repeat in range(bench.repeats):
+            with Worker(PURERL, "tune") as worker:  # a fresh one, since it compiles in each search
+                found = worker.ask("search", trials=trials, quick=bench.quick, seed=repeat)
+            ours.append(found["seconds"])
+            pairs = zip(zoo, found["fields"][: len(zoo)], strict=True)
+            with ThreadPoolExecutor() as both:
+                answers = both.map(lambda pair: pair[0].ask("trial", fields=pair[1]), pairs)
+                theirs.append([answer["seconds"] for answer in answers])
+    conclude_tune(bench, trials, ours, theirs)
+
+
+def zoos(bench: Bench) -> list[Start]:
+    """A process of RL Zoo for each of two cores."""
+    if (python := bench.pythons["zoo"]) is None:
+        return []
+    return [side_start("zoo", f"zoo {core}", python, OMP_NUM_THREADS="1") for core in (0, 1)]
+
+
+def conclude_tune(bench: Bench, trials: int, ours: list[float], theirs: list[list[float]]) -> None:
+    """How much faster purerl's search is. ours: seconds of whole searches. theirs: of trials side by side, `[R, 2]`."""
+    what, target = f"speed of a search of {trials} trials over RL Zoo's", f">= {LEAST_OVER_ZOO:g}x"
+    bench.report.add("tune", "purerl", f"{trials} trials", "s", ours)
+    words = f"tune: {trials} trials of PPO take {number(statistics.median(ours))} s"
+    if not theirs or not theirs[0]:
+        bench.report.judge("tune", what, "not run", target, None)
+    else:
+        whole = [trials * statistics.mean(pair) / len(pair) for pair in theirs]
+        bench.report.add("tune", "zoo", "a trial, two at a time", "s", [statistics.mean(pair) for pair in theirs])
+        bench.report.add("tune", "zoo", f"{trials} trials, scaled from two", "s", whole)
+        ratios = [there / here for here, there in zip(ours, whole, strict=True)]
+        bench.report.add("tune", "purerl / zoo", "trials", "x", ratios)
+        ratio = statistics.median(ratios)
+        bench.report.judge("tune", what, f"{ratio:.1f}x", target, ratio >= LEAST_OVER_ZOO)
+        words += f", and would take RL Zoo {number(statistics.median(whole))} s on the same two cores, {ratio:.1f} x"
+    bench.report.words.append(f"{words}.")
+
+
+CASES: dict[str, Callable[[Bench], Any]] = {
+    "cem": measure_cem,
+    "pets": measure_pets,
+    "pets-parts": measure_parts,
+    "tune": measure_tune,
+}

@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ from benchmarks.speed.cases import (
     PROFILE_UPDATES,
     TAU,
     TD3_NOISE,
+    TUNE,
     WORK,
     Work,
 )
@@ -36,6 +38,8 @@ from benchmarks.speed.sides import Side, compile_timed, serve
 from purerl import cem, dqn, envs, mdp, pets, ppo, q_learning, runner, sac, td3, value_iteration
 from purerl.core import optimize, replay
 from purerl.core.rollout import unroll
+from purerl.run import ranges as search_ranges
+from purerl.run import tune
 
 
 class Purerl(Side):
@@ -96,6 +100,36 @@ class Purerl(Side):
     def profile(self) -> dict[str, Any]:
         """The kernels of one update of what was built."""
         return kernels.profile(lambda: self.train(0), self.compiled.as_text(), PROFILE_UPDATES)
+
+    def search(self, trials: int, quick: bool, seed: int) -> dict[str, Any]:
+        """Seconds of a whole search, compiling included, and the values that were proposed; both cores work."""
+        purerl.use_all_cores()
+        settings = {name: PPO[name] for name in ("num_envs", "num_steps", "num_epochs", "num_minibatches")}
+        config = ppo.Config(
+            env="CartPole-v1",
+            total_timesteps=WORK["tune"].steps(quick),
+            anneal_learning_rate=False,
+            clip_value=False,
+            **settings,
+        )
+        ranges, options = search_ranges.shipped("ppo", ppo.Config), {"eval_episodes": TUNE["eval_episodes"]}
+        with tempfile.TemporaryDirectory() as out:
+            started = time.perf_counter()
+            found = tune.tune(
+                ppo,
+                config,
+                ranges,
+                out=out,
+                trials=trials,
+                seeds=1,
+                halving=False,
+                sampler_seed=seed,
+                say=lambda _: None,
+                **options,
+            )
+            seconds = time.perf_counter() - started
+        scores = [trial.rung_scores[-1] for trial in found.trials]
+        return {"seconds": seconds, "fields": [trial.fields for trial in found.trials], "scores": scores}
 
     def build_full_replay(self, capacity: int, quick: bool) -> None:
         """DQN from a memory that is full at the start, so that a batch comes from all of it."""
