@@ -16,17 +16,14 @@ ENVS = "envs"
 def over_envs(tree: Any, axis: int = 0) -> Any:
     """The same arrays, the given axis split over the devices of the mesh's axis "envs".
 
-    As they are where no such mesh is set, or the axis does not divide evenly. Raises TypeError for a mesh whose axis is
-    of another type than AxisType.Auto, in which sharding would be part of each array's type.
+    As they are where no such mesh is set. Raises TypeError for a mesh whose axis is of another type than AxisType.Auto,
+    in which sharding would be part of each array's type.
     """
     mesh = jax.sharding.get_abstract_mesh()
     kind = dict(zip(mesh.axis_names, mesh.axis_types, strict=True)).get(ENVS)
     if kind is AxisType.Explicit:
         raise TypeError(f'The mesh axis "{ENVS}" must be of AxisType.Auto: jax.make_mesh(..., axis_types=...).')
-    num = mesh.shape[ENVS] if kind is AxisType.Auto else 1
+    if kind is not AxisType.Auto:
+        return tree
     spec = PartitionSpec(*[None] * axis, ENVS)
-
-    def place(x: Any) -> Any:
-        return x if num == 1 or x.shape[axis] % num else jax.lax.with_sharding_constraint(x, spec)
-
-    return jax.tree.map(place, tree)
+    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, spec), tree)

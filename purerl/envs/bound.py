@@ -171,7 +171,7 @@ class BoundEnv:
         def scale_and_step(key: PRNGKey, state: Any, action: Array, params: Any) -> Any:
             return self.env.step(key, state, self.env.action_space(params).from_unit(action), params)
 
-        return over_envs(jax.vmap(scale_and_step, (0, 0, 0, self._axes))(keys, state, action, self.params))
+        return jax.vmap(scale_and_step, (0, 0, 0, self._axes))(keys, state, action, self.params)
 
     def reward(self, obs: Array, action: Array, next_obs: Array) -> Array:
         """What the first env says it pays `[...]`, of observations and of actions `[..., D]` on the scale [-1, 1].
