@@ -329,6 +329,27 @@ def test_alone_nothing_is_connected(monkeypatch: pytest.MonkeyPatch) -> None:
     assert processes.share([1, 2, 3]) == [1, 2, 3]
 
 
+def test_a_process_may_train_alone_whatever_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {"SLURM_STEP_NUM_TASKS": "4"})
+    monkeypatch.setattr(jax.distributed, "initialize", None)
+    processes.connect(num_processes=1)
+    with pytest.raises(runner.RunError, match="--process-id must be at least 0 and at most 0"):
+        processes.connect("node0:1", 1, 1)
+
+
+def test_a_launcher_that_does_not_say_enough_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an indexed job of Kubernetes whose image lacks the client that JAX asks."""
+
+    def missing(*_: Any, **__: Any) -> None:
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(os, "environ", {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"})
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr(jax.distributed, "initialize", missing)
+    with pytest.raises(runner.RunError, match="give --coordinator, --num-processes and --process-id, or"):
+        processes.connect()
+
+
 def test_the_cpu_is_there_beside_the_accelerator() -> None:
     assert [processes.with_cpu(x) for x in (None, "", "cpu", "cuda", "cuda,cpu")] == [
         *("", "", "cpu"),

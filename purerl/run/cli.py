@@ -58,7 +58,7 @@ class TrainOptions:
     coordinator: str | None = None
     """Address and port of process 0, where several processes share the seeds and no launcher says it: node0:12345."""
     num_processes: int | None = None
-    """How many they are."""
+    """How many they are; 1 for a process that trains alone, whatever a launcher says."""
     process_id: int | None = None
     """Which of them this is, from 0 on; process 0 keeps the folder."""
 

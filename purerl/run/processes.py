@@ -43,10 +43,13 @@ def connect(
 ) -> None:
     """Connects to the run's other processes, before JAX starts; without arguments where a launcher says that they are.
 
-    coordinator: address and port of process 0, "host:port". patience: seconds to wait for the others; JAX ends the
-    process when they are over. say: told what it waits for.
+    coordinator: address and port of process 0, "host:port". num_processes: 1 is for a process that trains alone,
+    whatever a launcher says. patience: seconds to wait for the others; JAX ends the process when they are over. say:
+    told what it waits for.
     Raises RunError where the arguments do not fit together, or nothing answers at the coordinator's address.
     """
+    if num_processes == 1 and not process_id:
+        return
     given = {"--coordinator": coordinator, "--num-processes": num_processes, "--process-id": process_id}
     if all(value is None for value in given.values()) and not launched(os.environ):
         return
@@ -61,7 +64,13 @@ def connect(
         jax.config.update("jax_platforms", platforms)
     # It would take SIGTERM, on which the run is saved.
     jax.config.update("jax_enable_preemption_service", False)
-    jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=patience)
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id, initialization_timeout=patience)
+    except ValueError as error:  # what is missing
+        raise RunError(
+            f"The launcher does not say how the processes reach each other ({error}): give --coordinator, "
+            "--num-processes and --process-id, or --num-processes 1 where each trains alone."
+        ) from error
 
 
 def check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
