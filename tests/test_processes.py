@@ -17,6 +17,7 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks import processes as cost
 from purerl import logs, ppo, runner, tuned
 from purerl.run import processes
 from tests import tiny
@@ -363,3 +364,10 @@ def test_shares_are_all_seeds_in_turn(num: int, of: int, monkeypatch: pytest.Mon
     shares = [processes.share(range(num), index) for index in range(of)]
     assert [seed for share in shares for seed in share] == list(range(num))
     assert {len(share) for share in shares} <= {num // of, -(-num // of)}
+
+
+def test_the_estimate_by_hand() -> None:
+    """Rows: 2 x 63 ms and .8 MB eight times over a host's 25 Gbit/s; states: 10 x 63 ms and 100 MB likewise."""
+    _, chunk, states = cost.estimate({"rows": 40, "state": 100_000, "leaves": 10}, 1e-3)
+    assert chunk == ["rows of a chunk", "0.8", "0.13", "1", "12.8%"]
+    assert states == ["states of a checkpoint", "100.0", "0.89", "30", "3.0%"]

@@ -134,8 +134,9 @@ def train(
             mine = len(processes.share(seeds))
             _check_split(algorithm, config, options.devices_per_seed)
             memory.check_states(algorithm, config, mine, memory.free_bytes(jax.local_devices()))
-            hook = on_chunk
-            return _Loop(algorithm, config, seeds, folder, options, checkpoint_seconds, hook, loggers, progress, say)
+            return _Loop(
+                algorithm, config, seeds, folder, options, checkpoint_seconds, on_chunk, loggers, progress, say
+            )
 
         def hold(folder: Path) -> None:
             stack.enter_context(run_folder.disk(folder))
@@ -417,7 +418,8 @@ class _Loop:
         self.sharding = jax.NamedSharding(self.mesh, PartitionSpec("seeds"))
         # A device short of seeds would idle anyway; it repeats the last seed, and the copy is dropped on the way out.
         self.padding = self.most + -self.most % groups - len(self.mine)
-        most = (len(self.mine) + self.padding) // groups
+        self.padded = self.mine + self.mine[-1:] * self.padding
+        most = len(self.padded) // groups
         seeds_at_once = options.seeds_at_once
         if seeds_at_once is None:
             platform, free = devices[0].platform, memory.free_bytes(jax.local_devices())
@@ -426,7 +428,7 @@ class _Loop:
 
     def advance(self, batch_size: int) -> Any:
         """The compiled program of a chunk; JAX keeps it, so that asking again costs nothing."""
-        likes = _states_like(self.algorithm, self.config, len(self.mine) + self.padding)
+        likes = _states_like(self.algorithm, self.config, len(self.padded))
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self.sharding), likes)
         program = _sharded(self.algorithm, self.mesh, batch_size, "advance", self.max_chunk)
         return program.lower(placed, self.argument, np.int32(0)).compile()
@@ -463,7 +465,8 @@ class _Loop:
             self.save(updates, states)
             signals.defer()
             updates, states, history = self.loop(advance, updates, states, signals)
-            whole = self.save(updates, states)
+            whole = self.whole((states, self.best))
+            self.keep(updates, whole)
         finally:
             for logger in self.loggers:
                 logger.close()
@@ -552,15 +555,18 @@ class _Loop:
         return f": go on with --resume {self.folder}" if self.folder else ""
 
     def keys(self) -> Any:
-        return jnp.stack([jax.random.key(seed) for seed in self.mine + self.mine[-1:] * self.padding])
+        return jnp.stack([jax.random.key(seed) for seed in self.padded])
+
+    def places(self) -> list[int]:
+        """Where the seeds of this process, padding included, stand among all."""
+        return [self.seeds.index(seed) for seed in self.padded]
 
     def initial(self) -> tuple[int, Any, Any]:
         """Update 0: its states, and the best policies, of which there are none yet."""
         states = _sharded(self.algorithm, self.mesh, self.batch_size, "init")(self.keys(), self.argument)
         if (source := self.options.start_from) is not None:
             trained = processes.first(lambda: self.weights_of(Path(source)))
-            turns = [self.seeds.index(seed) for seed in self.mine + self.mine[-1:] * self.padding]
-            states = jax.device_put(with_weights(states, trained, turns, source), self.sharding)
+            states = jax.device_put(with_weights(states, trained, self.places(), source), self.sharding)
         if not self.evaluations:
             return 0, states, None
         best = jax.jit(jax.vmap(lambda state: first_best(self.algorithm, state, self.config)))(states)
@@ -641,11 +647,13 @@ class _Loop:
                 row = {name: x[:, i] for name, x in rows.items()}
                 logger.write(update, self.config.env_steps(update), self.seeds, row)
 
-    def save(self, updates: int, states: Any) -> Any:
-        """The states and the best policies of all seeds, saved where there is a folder."""
-        whole = self.whole((states, self.best))
+    def save(self, updates: int, states: Any) -> None:
+        """The states and the best policies of all seeds, where there is a folder."""
+        if self.folder is not None:
+            self.keep(updates, self.whole((states, self.best)))
+
+    def keep(self, updates: int, whole: Any) -> None:
         processes.first(lambda: self.write(updates, *whole) if self.writes else None)
-        return whole
 
     def write(self, updates: int, states: Any, best: Best | None) -> None:
         assert self.folder is not None
@@ -693,12 +701,11 @@ class _Loop:
         updates = processes.first(read)
         if updates is None:
             return self.initial()
-        places = [self.seeds.index(seed) for seed in self.mine + self.mine[-1:] * self.padding]
-        mine = []
-        for i, example in enumerate(likes):
+        places, mine = np.array(self.places()), []
+        for example in likes:
             data = jax.eval_shape(checkpoint.to_data, example)
-            leaf = processes.from_first(found[i] if found else np.zeros(data.shape, data.dtype))
-            mine.append(checkpoint.from_data(leaf[np.array(places)], example))
+            leaf = processes.from_first(found.pop(0) if found else np.zeros(data.shape, data.dtype))
+            mine.append(checkpoint.from_data(leaf[places], example))
         return updates, *jax.device_put(structure.unflatten(mine), self.sharding)
 
     def unpad(self, states: Any) -> Any:
