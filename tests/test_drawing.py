@@ -83,6 +83,32 @@ def test_light_comes_from_above() -> None:
     assert picture[row - round(0.6 * SCALE), column, 0] > picture[row + round(0.6 * SCALE), column, 0] + 30
 
 
+@pytest.mark.parametrize(
+    ("kind", "size", "place", "outward"),
+    [
+        (bodies.SPHERE, (2, 0, 0), (0, 1.2, 1.6), (0, 0.6, 0.8)),
+        (bodies.CAPSULE, (2, 1, 0), (1.2, 1.6, -0.7), (0.6, 0.8, 0)),
+        (bodies.CAPSULE, (2, 1, 0), (0, 1.2, -2.6), (0, 0.6, -0.8)),
+        (bodies.CYLINDER, (2, 1, 0), (1.2, 1.6, -0.7), (0.6, 0.8, 0)),
+        (bodies.CYLINDER, (2, 1, 0), (0, 1.5, -1), (0, 0, -1)),
+        (bodies.BOX, (1, 2, 3), (0.9, -2, 2.5), (0, -1, 0)),
+    ],
+)
+def test_directions_away_from_a_geom(kind: int, size: Any, place: Any, outward: Any) -> None:
+    """Of one at (1, 2, 3) whose z axis points along the world's x, and its x axis down."""
+    geom = bodies.Shapes(*(field[0] for field in scene((kind, (1, 2, 3), ALONG_X, size, RED))))
+    point, expected = (np.array([[v[2], v[1], -v[0]]], np.float32) for v in (place, outward))
+    np.testing.assert_allclose(bodies._normal(geom, point + np.float32([1, 2, 3])), expected, atol=1e-6)
+
+
+def test_what_is_under_the_floor_is_not_seen() -> None:
+    plane = (bodies.PLANE, (0, 0, -1), UPRIGHT, (9, 9, 9), RED)
+    ball = (bodies.SPHERE, (0, 0, -2), UPRIGHT, (0.5, 0, 0), RED)
+    picture = bodies.draw(scene(plane, ball), camera()).astype(int)
+    assert (picture[..., 0] <= picture[..., 2] + 5).all()  # nothing red
+    assert (bodies.draw(scene(ball), camera())[..., 1:] == 0).any()
+
+
 def test_a_floor_with_shadows() -> None:
     """Seen from 1 above it: nothing above the horizon, and at (0, 0, -1), 10 ahead, the shadow of a ball at z = 0.5.
 

@@ -31,10 +31,12 @@ class Brax:
         _mend_drag()
         self.env, self.episode_length = env, episode_length
         self.default_params = getattr(env.unwrapped, "sys", ())  # brax/fast has no physics and no System
-        with jax.ensure_compile_time_eval():
-            self.observation_size, self.action_size = env.observation_size, env.action_size
-        if not isinstance(self.observation_size, int | np.integer):
+        self.action_size = env.action_size
+        # Brax's own observation_size runs a reset operation by operation, and each of hundreds is compiled.
+        obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
+        if not hasattr(obs, "shape"):
             raise TypeError(f"{type(env).__name__} observes a dictionary; purerl needs one array of shape [size].")
+        (self.observation_size,) = obs.shape
 
     def observation_space(self, params: Any) -> Space:
         return Box(-jnp.inf, jnp.inf, (int(self.observation_size),))

@@ -19,14 +19,18 @@ MARGIN = 1.12
 SIDE, OVERHEAD = np.deg2rad(18), np.deg2rad(60)  # how steeply the camera looks down
 FLAT = 0.3  # height over width of what is looked at from above
 SMOOTHING = 0.5  # seconds over which the camera's path is averaged
-LIGHT = np.array([-0.36, -0.48, 0.8])
+LIGHT = np.array([-0.36, -0.48, 0.8], np.float32)
 SHADES = 5  # levels of brightness: fewer colors make a smaller file
+BRIGHTNESS = np.linspace(0.6, 1, SHADES + 1)
 FLOOR, OUTLINE = np.array([[224, 228, 234], [202, 208, 217]]), (62, 54, 50)
 # Of what has no color of its own: in the world, the robot, and what else moves by itself.
 TINTS = np.array([(0.62, 0.65, 0.7), (0.92, 0.67, 0.4), (0.85, 0.3, 0.27), (0.3, 0.6, 0.4), (0.3, 0.5, 0.8)])
+CORNERS = np.array(np.meshgrid(*3 * [[-1.0, 1.0]])).reshape(3, -1).T
 TIE = 1 - 1e-4  # of two geoms that share a surface, the first is drawn
 FADES, SHADOW = 4, np.array([52, 50, 46])  # steps in which the floor fades, and what a shadow takes from its color
 DULL = ((0.5, 0.5, 0.5), (0.4, 0.33, 0.26))  # the colors that MuJoCo and Brax give to what has none
+
+Window = tuple[slice, slice]  # rows and columns of the picture
 
 
 class Shapes(NamedTuple):
@@ -164,20 +168,46 @@ def draw(scene: Shapes, camera: Camera) -> np.ndarray:
     for geom in geoms:
         if geom.kind == PLANE:
             _floor(geom, solid, camera, depth, color)
-    depth, color = _parts(depth), _parts(color)
-    owner = np.zeros(depth.shape, np.int16)
-    for number, geom in enumerate(solid, 1):
-        rows, columns = _window(camera, _ends(geom), float(_girths(geom)))
-        window = tuple(slice(SMOOTH * x.start, SMOOTH * x.stop) for x in (rows, columns))
-        directions = camera.fine[window]
-        here = _hit(geom, camera.eye.astype(np.float32), directions)
-        nearer = (here > 0) & (here < depth[window] * TIE)
-        points = camera.eye + here[nearer][:, None] * directions[nearer]
-        light = np.ceil(SHADES * np.maximum(0, _normal(geom, points) @ LIGHT)) / SHADES
-        depth[window][nearer], owner[window][nearer] = here[nearer], number
-        color[window][nearer] = 255 * geom.color * (0.6 + 0.4 * light)[:, None]
-    _outline(owner, color)
-    return np.asarray(Image.fromarray(color).reduce(SMOOTH))
+    windows = _windows(
+        camera, np.array([_ends(geom) for geom in solid]).reshape(-1, 2, 3), np.array([_girths(geom) for geom in solid])
+    )
+    around = _around(windows)
+    fine_depth, fine_color, directions = _parts(depth[around]), _parts(color[around]), camera.fine[_fine(around)]
+    owner, eye = np.zeros(fine_depth.shape, np.int16), camera.eye.astype(np.float32)
+    for number, (geom, window) in enumerate(zip(solid, windows, strict=True), 1):
+        part = _fine(window, around)
+        here = _hit(geom, eye, directions[part])
+        nearer = (here > 0) & (here < fine_depth[part] * TIE)
+        points = eye + here[nearer][:, None] * directions[part][nearer]
+        light = np.ceil(SHADES * np.clip(_normal(geom, points) @ LIGHT, 0, 1)).astype(np.uint8)
+        fine_depth[part][nearer], owner[part][nearer] = here[nearer], number
+        fine_color[part][nearer] = (255 * geom.color * BRIGHTNESS[:, None]).astype(np.uint8).take(light, 0)
+    _outline(owner, fine_color)
+    if owner.size:
+        color[around] = np.asarray(Image.fromarray(fine_color).reduce(SMOOTH))
+    return color
+
+
+def _around(windows: Sequence[Window]) -> Window:
+    """The part of the picture that holds all of them, and an outline."""
+    rows, columns = zip(*windows, strict=True) if windows else ((), ())
+    return _span(rows, HEIGHT), _span(columns, WIDTH)
+
+
+def _span(parts: Sequence[slice], length: int) -> slice:
+    seen = [part for part in parts if part.start < part.stop]
+    if not seen:
+        return slice(0, 0)
+    return slice(max(0, min(part.start for part in seen) - 1), min(length, max(part.stop for part in seen) + 1))
+
+
+def _fine(window: Window, within: Window = (slice(0, 0), slice(0, 0))) -> Window:
+    """Where the parts of a window's pixels are among those of the picture, or of another window."""
+    rows, columns = (
+        slice(SMOOTH * (part.start - whole.start), SMOOTH * (part.stop - whole.start))
+        for part, whole in zip(window, within, strict=True)
+    )
+    return rows, columns
 
 
 def _parts(pixels: Any) -> Any:
@@ -207,9 +237,10 @@ def _floor(plane: Shapes, solid: list[Shapes], camera: Camera, depth: np.ndarray
         dark ^= (np.floor(start + place).astype(np.int32) & 1).astype(np.int8)
     far = np.clip((here / camera.distance - 1) / 1.5, 0, 1)
     kind = dark + 2 * np.ceil((FADES - 1) * far).astype(np.int8)
-    for geom in solid:
-        ends = _ends(geom) - ((_ends(geom) - plane.position) @ normal)[:, None] * normal
-        rows, columns = _window(camera, ends, float(_girths(geom)))
+    ends = np.array([_ends(geom) for geom in solid]).reshape(-1, 2, 3)
+    ends = ends - ((ends - plane.position) @ normal)[..., None] * normal
+    windows = _windows(camera, ends, np.array([_girths(geom) for geom in solid]))
+    for geom, (rows, columns) in zip(solid, windows, strict=True):
         rows = slice(max(rows.start, lower.start) - lower.start, max(rows.stop, lower.start) - lower.start)
         points = camera.eye.astype(np.float32) + here[rows, columns, None] * camera.rays[lower][rows, columns]
         shaded = np.isfinite(_hit(geom, points, normal.astype(np.float32)))
@@ -217,7 +248,8 @@ def _floor(plane: Shapes, solid: list[Shapes], camera: Camera, depth: np.ndarray
     fade = np.linspace(0, 1, FADES)[:, None, None]
     colors = (FLOOR + fade * (np.array(BACKGROUND) - FLOOR)).reshape(2 * FADES, 3)
     colors = np.concatenate([colors, colors - SHADOW * (1 - np.repeat(fade[:, 0], 2, 0))]).astype(np.uint8)
-    color[lower][seen], depth[lower][seen] = colors[kind[seen]], here[seen]
+    np.copyto(color[lower], colors.take(kind, 0), where=seen[..., None])
+    np.copyto(depth[lower], here, where=seen)
 
 
 def _round_number(size: float) -> float:
@@ -247,15 +279,20 @@ def _ends(geom: Shapes) -> np.ndarray:
     return geom.position + np.array([[-1.0], [1.0]]) * _half_lengths(geom) * geom.rotation[:, 2]
 
 
-def _window(camera: Camera, ends: np.ndarray, radius: float) -> tuple[slice, slice]:
-    """Rows and columns outside of which balls around the ends, and what lies between them, are not seen."""
-    corners = np.array(np.meshgrid(*3 * [[-radius, radius]])).reshape(3, -1).T @ camera.axes
-    places = camera.project((ends[:, None] + corners).reshape(-1, 3))
-    if places[:, 2].min() <= 0.01 * camera.distance:
-        return slice(0, HEIGHT), slice(0, WIDTH)
-    low, high = np.floor(places[:, :2].min(0)).astype(int), np.ceil(places[:, :2].max(0)).astype(int)
-    (left, top), (right, bottom) = (np.clip(place, 0, (WIDTH, HEIGHT)) for place in (low, high))
-    return slice(top, bottom), slice(left, right)
+def _windows(camera: Camera, ends: np.ndarray, radius: np.ndarray) -> list[Window]:
+    """Rows and columns outside of which balls around the ends, and what lies between them, are not seen.
+
+    Of many geoms at once: ends `[geoms, 2, 3]`, radius `[geoms]`.
+    """
+    corners = CORNERS @ camera.axes * radius[:, None, None, None]
+    places = camera.project(ends[:, :, None] + corners).reshape(-1, 16, 3)
+    near = places[:, :, 2].min(1) <= 0.01 * camera.distance
+    size = np.array([WIDTH, HEIGHT])
+    low, high = (
+        np.clip(place, 0, size) for place in (np.floor(places[:, :, :2].min(1)), np.ceil(places[:, :, :2].max(1)))
+    )
+    low, high = np.where(near[:, None], 0, low).astype(int), np.where(near[:, None], size, high).astype(int)
+    return [(slice(top, bottom), slice(left, right)) for (left, top), (right, bottom) in zip(low, high, strict=True)]
 
 
 def _hit(geom: Shapes, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
@@ -269,23 +306,19 @@ def _hit(geom: Shapes, origin: np.ndarray, direction: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         if geom.kind == BOX:
             return _box(geom, start, direction)
+        a, b, c = np.vecdot(direction, direction), np.vecdot(start, direction), np.vecdot(start, start) - radius**2
         if geom.kind == SPHERE:
-            return _ball(start, direction, radius)
-        side = _tube(start, direction, axis, half, radius)
-        ends = _disc if geom.kind == CYLINDER else _cap
-        return np.minimum(side, np.minimum(*(ends(start, direction, axis, sign * half, radius) for sign in (-1, 1))))
-
-
-def _ball(start: np.ndarray, direction: np.ndarray, radius: np.float32) -> np.ndarray:
-    return _first_root(
-        np.vecdot(direction, direction), np.vecdot(start, direction), np.vecdot(start, start) - radius**2
-    )
-
-
-def _cap(
-    start: np.ndarray, direction: np.ndarray, axis: np.ndarray, height: np.float32, radius: np.float32
-) -> np.ndarray:
-    return _ball(start - height * axis, direction, radius)
+            return _first_root(a, b, c)
+        along, height = direction @ axis, start @ axis
+        here = _first_root(a - along**2, b - along * height, c - height**2)  # the side, without an end
+        here = np.where(np.abs(height + here * along) <= half, here, np.inf)
+        for end in (-half, half):
+            if geom.kind == CAPSULE:  # as if the ball lay at the geom's position, and the ray began elsewhere
+                there = _first_root(a, b - end * along, c - 2 * end * height + end**2)
+            else:
+                there = _disc(start, direction, axis, end, radius)
+            here = np.minimum(here, there)
+        return here
 
 
 def _disc(
@@ -294,19 +327,6 @@ def _disc(
     depth = (height - start @ axis) / (direction @ axis)
     point = start + depth[..., None] * direction
     return np.where(np.vecdot(point, point) - height**2 <= radius**2, depth, np.inf)
-
-
-def _tube(
-    start: np.ndarray, direction: np.ndarray, axis: np.ndarray, half: np.float32, radius: np.float32
-) -> np.ndarray:
-    """The side of a cylinder, without its ends."""
-    along, height = direction @ axis, start @ axis
-    depth = _first_root(
-        np.vecdot(direction, direction) - along**2,
-        np.vecdot(start, direction) - along * height,
-        np.vecdot(start, start) - height**2 - radius**2,
-    )
-    return np.where(np.abs(height + depth * along) <= half, depth, np.inf)
 
 
 def _box(geom: Shapes, start: np.ndarray, direction: np.ndarray) -> np.ndarray:
@@ -326,15 +346,19 @@ def _first_root(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 def _normal(geom: Shapes, points: np.ndarray) -> np.ndarray:
     """The directions `[n, 3]` away from the geom at points of its surface."""
-    local = (points - geom.position) @ geom.rotation
-    radius, half = geom.size[0], geom.size[1]
+    turn, size = geom.rotation.astype(np.float32), geom.size.astype(np.float32)
+    local = (points - geom.position.astype(np.float32)) @ turn
+    radius, half = size[0], size[1]
     if geom.kind == BOX:
-        face = np.abs(local / geom.size).argmax(1)
-        outward = np.eye(3)[face] * np.sign(local)
+        face = np.abs(local / size).argmax(1)
+        outward = np.eye(3, dtype=np.float32)[face] * np.sign(local)
     elif geom.kind == CYLINDER:
-        on_end = np.abs(local[:, 2:]) > half - 1e-3 * radius
-        outward = np.where(on_end, (0, 0, 1) * np.sign(local), (1, 1, 0) * local / radius)
+        on_end = np.abs(local[:, 2]) > half - 1e-3 * radius
+        local[:, 2] = np.where(on_end, np.sign(local[:, 2]), 0)
+        local[:, :2] = np.where(on_end[:, None], 0, local[:, :2] / radius)
+        outward = local
     else:
-        line = 0.0 if geom.kind == SPHERE else np.clip(local[:, 2:], -half, half)
-        outward = (local - line * np.array([0, 0, 1])) / radius
-    return outward @ geom.rotation.T
+        if geom.kind == CAPSULE:
+            local[:, 2] -= np.clip(local[:, 2], -half, half)
+        outward = local / radius
+    return outward @ turn.T
