@@ -84,8 +84,8 @@ def test_the_runner_splits_and_goes_on_alike(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("algorithm", "config", "devices", "message"),
     [
-        (ppo, CONFIG, 3, "must be between 1 and 2, the number of devices, but is 3"),
-        (ppo, CONFIG, 0, "must be between 1 and 2, the number of devices, but is 0"),
+        (ppo, CONFIG, 3, "must be between 1 and 2, the number of devices here, but is 3"),
+        (ppo, CONFIG, 0, "must be between 1 and 2, the number of devices here, but is 0"),
         (ppo, tiny.config(ppo, num_envs=3, num_minibatches=1), 2, "does not divide num_envs = 3 of ppo"),
         (q_learning, tiny.config(q_learning), 2, "q_learning steps a single env"),
     ],

@@ -29,22 +29,22 @@ EVALUATED: dict[str, Any] = {"seeds": SEEDS, "checkpoint_seconds": 0.0, "eval_ev
 
 # What both processes do, one scenario after the other; each says how it ended, in a file of its own.
 TOGETHER = """
-import json, sys, time, types
+import json, os, signal, sys, time, types
 from pathlib import Path
 from purerl.run import processes
 folder, port, index = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 processes.connect(f"localhost:{port}", 2, index, say=lambda line: None)
 import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 2)
-from purerl import logs, ppo, runner
+from purerl import a2c, logs, ppo, runner
 from purerl.run import memory
 from tests import test_processes as here, tiny
 said, ended = [], {}
 
-def scenario(name, config=here.CONFIG, **options):
+def scenario(name, config=here.CONFIG, algorithm=ppo, **options):
     try:
-        run = tiny.run(ppo, config, say=said.append, **{**here.EVALUATED, "out": folder / name, **options})
-        ended[name] = [run.updates, run.finished, here.digest(run)]
+        run = tiny.run(algorithm, config, say=said.append, **{**here.EVALUATED, "out": folder / name, **options})
+        ended[name] = [run.updates, run.finished, here.digest(run), run.stop_signal]
     except Exception as error:
         ended[name] = [type(error).__name__, str(error)]
 
@@ -56,6 +56,11 @@ def second_stops(updates, states, metrics):
 def second_fails(updates, states, metrics):
     if updates >= 5 and index == 1:
         raise ZeroDivisionError("mine")
+def second_is_terminated(updates, states, metrics):
+    if updates >= 5 and index == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+def broken_logger():
+    raise LookupError("no room for a logger")
 def open_logger():
     opened.append(index)
     return logs.CsvLogger(folder / "own.csv", ["entropy"])
@@ -64,16 +69,21 @@ scenario("whole", on_chunk=look, loggers=[open_logger])
 scenario("stopped", on_chunk=second_stops)
 scenario("half", resume=True)
 scenario("failed", on_chunk=second_fails)
+scenario("terminated", on_chunk=second_is_terminated)
+scenario("unopened", loggers=[broken_logger])
+scenario("split", devices_per_seed=2)
 scenario("pair", seeds=[1, 2])  # one each, where one process would have them on two devices
 scenario("warm", start_from=folder / "whole", config=here.CONFIG.replace(total_timesteps=16))
 scenario("whole")
 scenario("few", seeds=[1])
 scenario("other", config=here.CONFIG.replace(gamma=0.9 + index / 100))
+scenario("homeless", out=folder / "homeless" if index == 0 else None)
+scenario("strange", *([tiny.config(a2c, total_timesteps=320), a2c] if index == 1 else []))
 scenario("nowhere", resume=True)
 scenario("nan", config=here.CONFIG.replace(learning_rate=1e30, max_grad_norm=1e30))
-if index == 1:  # whose chunks seem to take a thousand times as long
+if index == 1:  # whose chunks seem to take a thousand times as long, and whose clock alone says that it is time to save
     runner.time = types.SimpleNamespace(perf_counter=lambda: 1000 * time.perf_counter())
-scenario("uneven")
+scenario("uneven", checkpoint_seconds=20.0)
 if index == 1:
     memory.free_bytes = lambda devices: 10
 scenario("big")
@@ -98,6 +108,21 @@ try:
 except runner.StoppedError as error:
     print(error, flush=True)
     os._exit(1)
+"""
+
+
+CRASHING = """
+import sys
+from purerl.run import processes
+folder, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+processes.connect(f"localhost:{port}", 2, index)
+from purerl import ppo
+from tests import test_processes as here, tiny
+
+tiny.run(ppo, here.CONFIG, seeds=[1, 2])
+if index == 1:
+    raise KeyError("mine")
+tiny.run(ppo, here.CONFIG, seeds=[1, 2])
 """
 
 
@@ -182,7 +207,7 @@ def test_one_process_goes_on_with_what_two_began(
 ) -> None:
     """One of them answered True to its hook, which ended it in both."""
     ended = [said["ended"]["stopped"] for said in together[1]]
-    assert ended[0] == ended[1] and not ended[0][1] and 5 <= ended[0][0] < CONFIG.num_updates
+    assert ended[0] == ended[1] and not ended[0][1] and 5 <= ended[0][0] < CONFIG.num_updates and ended[0][3] is None
     folder = shutil.copytree(together[0] / "stopped", tmp_path / "stopped")
     tiny.run(ppo, CONFIG, out=folder, resume=True, **EVALUATED)
     assert_same(folder, alone)
@@ -212,6 +237,23 @@ def test_an_error_in_one_process_ends_both_saved(together: tuple[Path, list[Any]
 
 
 @pytest.mark.thorough
+def test_a_signal_to_one_process_ends_both_saved(
+    together: tuple[Path, list[Any]], alone: tuple[Path, runner.Run], tmp_path: Path
+) -> None:
+    ended = [said["ended"]["terminated"] for said in together[1]]
+    assert ended[0] == ended[1] and ended[0][3] == signal.SIGTERM and 5 <= ended[0][0] < CONFIG.num_updates
+    folder = shutil.copytree(together[0] / "terminated", tmp_path / "terminated")
+    tiny.run(ppo, CONFIG, out=folder, resume=True, **EVALUATED)
+    assert_same(folder, alone)
+
+
+@pytest.mark.thorough
+def test_seeds_over_processes_and_envs_over_devices(together: tuple[Path, list[Any]], tmp_path: Path) -> None:
+    tiny.run(ppo, CONFIG, out=tmp_path / "split", devices_per_seed=2, **EVALUATED)
+    assert_same(together[0] / "split", (tmp_path / "split", runner.load(tmp_path / "split")))
+
+
+@pytest.mark.thorough
 def test_weights_of_another_run_reach_all(together: tuple[Path, list[Any]], alone: Any, tmp_path: Path) -> None:
     config = CONFIG.replace(total_timesteps=16)
     mine = tiny.run(ppo, config, out=tmp_path / "warm", start_from=alone[0], **EVALUATED)
@@ -225,6 +267,9 @@ def test_weights_of_another_run_reach_all(together: tuple[Path, list[Any]], alon
         ("whole", ("RunError", "ElsewhereError"), "is not empty"),
         ("few", ("RunError", "RunError"), "2 processes cannot share 1 seed"),
         ("other", ("ElsewhereError", "RunError"), "it differs in config.gamma (0.9 there, 0.91 here)."),
+        ("unopened", ("LookupError", "ElsewhereError"), "no room for a logger"),
+        ("homeless", ("ElsewhereError", "RunError"), "it differs in arguments.out (True there, False here)."),
+        ("strange", ("ElsewhereError", "RunError"), "it differs in algorithm"),
         ("nowhere", ("RunError", "ElsewhereError"), "no folder"),
         ("nan", ("NonFiniteError", "ElsewhereError"), "left the finite numbers at update"),
         ("big", ("ElsewhereError", "RunError"), "for the states of 3 seed(s); 0.0 MB free"),
@@ -253,6 +298,32 @@ def test_the_first_process_lost_ends_the_other(tmp_path: Path) -> None:
     (killed, *_), (status, said, errors) = both(DYING, tmp_path / "run", "0")
     assert killed == -signal.SIGKILL and status != 0
     assert "Another process of the run has ended" in said or "another task died" in errors
+
+
+@pytest.mark.thorough
+def test_an_error_that_nobody_catches_ends_both(tmp_path: Path) -> None:
+    """Neither waits for the other at its end."""
+    (first, _, told), (second, _, errors) = both(CRASHING, tmp_path)
+    assert (first, second) == (1, 1)
+    assert "KeyError: 'mine'" in errors and "Another process of the run has ended" in told
+
+
+@pytest.mark.thorough
+def test_another_command_line_in_one_process_is_told(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from purerl.run import cli\n"
+        "folder, port, index = sys.argv[1:]\n"
+        "flags = ['--num-sedes', '3'] if index == '1' else ['--num-seeds', '3']\n"
+        "place = ['--coordinator', f'localhost:{port}', '--num-processes', '2', f'--process-id={index}']\n"
+        "sys.argv = ['purerl', 'train', 'ppo', *place, *flags, '--out', folder]\n"
+        "cli.main()\n"
+    )
+    (first, _, told), (second, _, errors) = both(code, tmp_path / "run")
+    assert (first, second) == (1, 2) and not (tmp_path / "run").exists()
+    there, here = (f"ppo {flag} 3 --out {tmp_path / 'run'}" for flag in ("--num-seeds", "--num-sedes"))
+    assert f"it differs in flags ({there} there, {here} here)" in errors
+    assert "process 0 of 2: Process 1 could not go on; it says why." in told
 
 
 @pytest.mark.thorough
@@ -286,6 +357,7 @@ def test_the_command_line_finds_what_a_launcher_says(alone: tuple[Path, runner.R
         (("node0:1", 0, 0), "--num-processes must be at least 1, but is 0"),
         (("node0", 2, 0), "an address and a port such as node0:12345, but is 'node0'"),
         (("node0:x", 2, 0), "but is 'node0:x'"),
+        (("node0:65536", 2, 0), "but is 'node0:65536'"),
         ((None, 2, 0), "--coordinator must be given too"),
         (("node0:1", None, None), "--num-processes, --process-id must be given too"),
     ],
@@ -296,6 +368,14 @@ def test_bad_flags_are_told_before_anything_starts(
     monkeypatch.setattr(jax.distributed, "initialize", None)
     with pytest.raises(runner.RunError, match=message):
         processes.connect(*given)
+
+
+def test_a_port_that_is_taken_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax.distributed, "initialize", None)
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(runner.RunError, match=f"Port {port} of --coordinator localhost:{port} cannot be had"):
+            processes.connect(f"localhost:{port}", 2, 0)
 
 
 def test_no_answer_at_the_coordinators_address_is_told() -> None:

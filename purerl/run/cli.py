@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import shlex
 import signal
 import sys
 import time
@@ -235,10 +236,23 @@ def train(arguments: list[str]) -> None:
     if not {"-h", "--help"} & set(arguments):
         _connect(arguments)
     runner.use_all_cores()
+    if processes.connected():
+        processes.check_alike({"flags": shlex.join(_shared(arguments))})
     with contextlib.ExitStack() as stack:
         if processes.connected() and processes.index() > 0:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         _train(arguments)
+
+
+def _shared(arguments: list[str]) -> list[str]:
+    """Those that all processes of a run have alike."""
+    own, kept, skip = ("--coordinator", "--num-processes", "--process-id"), list[str](), False
+    for argument in arguments:
+        given, equals, _ = argument.partition("=")
+        if not skip and given.replace("_", "-") not in own:
+            kept.append(argument)
+        skip = not skip and given.replace("_", "-") in own and not equals
+    return kept
 
 
 def _connect(arguments: list[str]) -> None:

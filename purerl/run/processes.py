@@ -10,6 +10,7 @@ import functools
 import os
 import pickle
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -45,8 +46,9 @@ def connect(
 
     coordinator: address and port of process 0, "host:port". num_processes: 1 is for a process that trains alone,
     whatever a launcher says. patience: seconds to wait for the others; JAX ends the process when they are over. say:
-    told what it waits for.
-    Raises RunError where the arguments do not fit together, or nothing answers at the coordinator's address.
+    told what it waits for. From then on an exception that nobody catches ends the process at once.
+    Raises RunError where the arguments do not fit together, nothing answers at the coordinator's address, or process 0
+    finds its port taken.
     """
     if num_processes == 1 and not process_id:
         return
@@ -57,6 +59,8 @@ def connect(
         raise RunError(f"{', '.join(missing)} must be given too: no launcher such as SLURM's says what they are.")
     check(coordinator, num_processes, process_id)
     if process_id == 0:
+        if coordinator is not None:
+            _check_free(coordinator)
         say(f"Waiting for {num_processes} processes at {coordinator}, for {patience} s at most.")
     elif coordinator is not None and process_id is not None:
         _reach(coordinator, patience)
@@ -71,11 +75,21 @@ def connect(
             f"The launcher does not say how the processes reach each other ({error}): give --coordinator, "
             "--num-processes and --process-id, or --num-processes 1 where each trains alone."
         ) from error
+    sys.excepthook = functools.partial(_end, sys.excepthook)
+
+
+def _end(show: Callable[..., None], *raised: Any) -> None:
+    """At its end Python would wait for the other processes, and they for what this one should have told them."""
+    show(*raised)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def check(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Raises RunError for numbers and addresses that cannot be; None is for what a launcher says."""
-    if coordinator is not None and not (coordinator.rpartition(":")[0] and coordinator.rpartition(":")[2].isdecimal()):
+    host, _, port = (coordinator or "").rpartition(":")
+    if coordinator is not None and not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
         raise RunError(f"--coordinator must be an address and a port such as node0:12345, but is {coordinator!r}.")
     if num_processes is not None and num_processes < 1:
         raise RunError(f"--num-processes must be at least 1, but is {num_processes}.")
@@ -96,6 +110,18 @@ def launched(environ: Any) -> bool:
 def with_cpu(platforms: str | None) -> str:
     """JAX_PLATFORMS with the CPU among them; nothing where it leaves the choice open."""
     return f"{platforms},cpu" if platforms and "cpu" not in platforms.split(",") else platforms or ""
+
+
+def _check_free(coordinator: str) -> None:
+    """JAX would crash where the port is taken, and other processes would reach whoever has it."""
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        raise RunError(
+            f"Port {port} of --coordinator {coordinator} cannot be had on this machine ({error.strerror}), perhaps "
+            "since another run has it: give all processes another port."
+        ) from error
 
 
 def _reach(coordinator: str, patience: int) -> None:
@@ -175,7 +201,7 @@ def first(function: Callable[[], _Outcome]) -> _Outcome:
         return function()
     outcome, failed = _attempt(function) if index() == 0 else (None, None)
     content = pickle.dumps((outcome, failed is not None))
-    size = from_first(np.array([len(content)], np.int32))[0]
+    size = from_first(np.array([len(content)], np.int64))[0]
     content = from_first(np.frombuffer(content if index() == 0 else bytes(size), np.uint8)).tobytes()
     if failed is not None:
         raise failed
@@ -198,6 +224,23 @@ def agree(function: Callable[[], _Outcome]) -> _Outcome:
     return outcome
 
 
+def check_alike(mine: dict[str, str]) -> None:
+    """Raises RunError where this process's values are not those of process 0, and ElsewhereError in all others."""
+    if count() == 1:
+        return
+    theirs = first(lambda: mine)
+    values = {name: (theirs.get(name, "nothing"), mine.get(name, "nothing")) for name in theirs | mine}
+    differing = [f"{name} ({there} there, {here} here)" for name, (there, here) in values.items() if there != here]
+
+    def check() -> None:
+        if differing:
+            raise RunError(
+                f"Process {index()} was started otherwise than process 0: it differs in {', '.join(differing)}."
+            )
+
+    agree(check)
+
+
 def _attempt(function: Callable[[], _Outcome]) -> tuple[Any, Exception | None]:
     try:
         return function(), None
@@ -210,8 +253,8 @@ def _exchange(program: Callable[[], Any], content: np.ndarray) -> np.ndarray:
     size = max(64, min(1 << (content.size - 1).bit_length(), content.size + -content.size % _PADDING))
     content = np.pad(content, (0, size - content.size))  # so that few programs serve many sizes
     placed = NamedSharding(_mesh(), PartitionSpec("processes"))
+    whole = jax.make_array_from_process_local_data(placed, content[None], (count(), size))
     try:
-        whole = jax.make_array_from_process_local_data(placed, content[None], (count(), size))
         return np.asarray(program()(whole).addressable_data(0))
     except (jax.errors.JaxRuntimeError, ValueError) as error:  # the latter where numpy waits for the result
         raise LostError(f"Another process of the run has ended or cannot be reached ({str(error)[:200]}).") from error

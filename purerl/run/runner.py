@@ -120,7 +120,9 @@ def train(
     _check_arguments(seeds, folder, resume, seeds_at_once, loggers, on_chunk)
     progress, say = (progress, say) if processes.index() == 0 else (False, _say_nothing)
     options = _options(seeds_at_once, devices_per_seed, loggers, eval_every, eval_episodes, start_from, resume)
-    _check_all_alike(algorithm, config, seeds, options)
+    given = {"out": folder is not None, "resume": resume, "start_from": start_from is not None}
+    _check_all_alike(algorithm, config, seeds, options, given)
+    processes.first(lambda: logs.check_installed(options.loggers))
     processes.first(functools.partial(_check_source, options.start_from, algorithm, config))
     if folder is not None and resume:
         same = functools.partial(run_folder.check_same, folder, algorithm, config, seeds, extend=extend)
@@ -178,28 +180,32 @@ def load(out: str | Path, *, algorithm: ModuleType | None = None, **objects: Any
     return Run(algorithm, config, seeds, states, {}, updates, finished, 0.0, 0.0, best=_best_states(states, best))
 
 
+def _host() -> contextlib.AbstractContextManager[Any]:
+    """For the states of all seeds, which need not fit on one accelerator: they are arrays of the CPU, if JAX has it."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()
+
+
 def _say_nothing(_: str) -> None:
     """What all processes but the first have to say."""
 
 
-def _check_all_alike(algorithm: ModuleType, config: Any, seeds: list[int], options: run_folder.Options) -> None:
-    """Raises RunError where there are more processes than seeds, or where not all train the same with the same code."""
+def _check_all_alike(
+    algorithm: ModuleType, config: Any, seeds: list[int], options: run_folder.Options, arguments: dict[str, bool]
+) -> None:
+    """Raises RunError where there are more processes than seeds, or where not all train the same with the same code.
+
+    arguments: what else decides what the processes tell each other, and when.
+    """
     if processes.count() > len(seeds):
         raise RunError(f"{processes.count()} processes cannot share {len(seeds)} seed(s): start that many at most.")
     if processes.count() == 1:
         return
-    record = run_folder.record(algorithm, config, seeds, options._replace(start_from=None))
+    record = run_folder.record(algorithm, config, seeds, options._replace(start_from=None)) | {"arguments": arguments}
     parts = {name: value if isinstance(value, dict) else {"": value} for name, value in record.items()}
-    mine = {f"{part}.{name}".strip("."): repr(x) for part, values in parts.items() for name, x in values.items()}
-    theirs = processes.first(lambda: mine)
-    differing = [f"{name} ({theirs[name]} there, {mine[name]} here)" for name in mine if mine[name] != theirs[name]]
-
-    def check() -> None:
-        if differing:
-            other = f"Process {processes.index()} was started otherwise than process 0"
-            raise RunError(f"{other}: it differs in {', '.join(differing)}.")
-
-    processes.agree(check)
+    processes.check_alike({f"{x}.{y}".strip("."): repr(z) for x, values in parts.items() for y, z in values.items()})
 
 
 def _check_algorithm(algorithm: Any, config: Any) -> None:
@@ -237,7 +243,6 @@ def _check_arguments(
     if wrong := [logger for logger in loggers if not isinstance(logger, str) and not callable(logger)]:
         raise RunError(f"A logger must be a name or a function that opens one, but is {wrong[0]!r}.")
     named = [logger for logger in loggers if isinstance(logger, str)]
-    logs.check_installed(named)
     if named and folder is None:
         raise RunError(f"The logger {named[0]} writes to the run's folder: name one with out.")
 
@@ -323,7 +328,7 @@ def _check_split(algorithm: ModuleType, config: Any, devices: int | None) -> Non
     name, there = objects.short_name(algorithm), len(jax.local_devices())
     field = next((field for field in ("num_envs", "population") if hasattr(config, field)), None)
     if not 1 <= devices <= there:
-        raise RunError(f"devices_per_seed must be between 1 and {there}, the number of devices, but is {devices}.")
+        raise RunError(f"devices_per_seed must be between 1 and {there}, the number of devices here, but is {devices}.")
     if field is None:
         raise RunError(f"devices_per_seed is {devices}, but {name} steps a single env: leave it out.")
     if (num := getattr(config, field)) % devices:
@@ -438,8 +443,11 @@ class _Loop:
         return memory.program_bytes(self.advance(batch_size)) * self.mesh.size + self.saved_bytes()
 
     def saved_bytes(self) -> int:
-        """For a checkpoint the states are copied twice, to put those of all devices together and to encode them."""
-        if not self.writes or jax.local_devices()[0].platform != "cpu":
+        """For a checkpoint the states are copied twice, to put those of all devices together and to encode them.
+
+        Of several processes each has those of all seeds in the end.
+        """
+        if not (self.writes or processes.count() > 1) or jax.local_devices()[0].platform != "cpu":
             return 0
         return 2 * memory.tree_bytes(_states_like(self.algorithm, self.config, len(self.seeds)))
 
@@ -455,13 +463,12 @@ class _Loop:
         advance = self.advance(self.batch_size)
         updates, states, self.best = self.restore(self.folder) if resume and self.folder else self.initial()
         jax.block_until_ready((states, self.best))
-        if resume and self.folder and self.writes:
-            run_folder.lengthen(self.folder, self.config)  # now that it has a state to go on from
+        if resume and self.folder:  # now that it has a state to go on from
+            processes.first(functools.partial(run_folder.lengthen, self.folder, self.config))
         self.compile_seconds += time.perf_counter() - started
         names = [*advance.out_info[1], *([logs.EVAL_RETURN] if self.evaluations else [])]
         try:
-            if processes.index() == 0:
-                self.open_loggers(names, updates, resume)
+            processes.first(lambda: self.open_loggers(names, updates, resume))
             self.save(updates, states)
             signals.defer()
             updates, states, history = self.loop(advance, updates, states, signals)
@@ -689,7 +696,8 @@ class _Loop:
                     self.say(line)
                 self.say(f"{folder} holds no checkpoint yet: starting from update 0.")
                 return None
-            updates, saved, problems = checkpoint.load_latest(checkpoints, like)
+            with _host():
+                updates, saved, problems = checkpoint.load_latest(checkpoints, like)
             for problem in problems:
                 self.say(f"{problem} Falling back to the checkpoint of update {updates}.")
             for line in checkpoint.set_newer_aside(checkpoints, updates):
@@ -705,7 +713,8 @@ class _Loop:
         for example in likes:
             data = jax.eval_shape(checkpoint.to_data, example)
             leaf = processes.from_first(found.pop(0) if found else np.zeros(data.shape, data.dtype))
-            mine.append(checkpoint.from_data(leaf[places], example))
+            with _host():
+                mine.append(checkpoint.from_data(leaf[places], example))
         return updates, *jax.device_put(structure.unflatten(mine), self.sharding)
 
     def unpad(self, states: Any) -> Any:
@@ -727,7 +736,10 @@ class _Loop:
     def on_device(self, whole: Any) -> Any:
         """What `whole` gave, as the arrays and PRNG keys that it stands for."""
         like = _saved_like(self.algorithm, self.config, len(self.seeds), self.options)
-        return whole if processes.count() == 1 else jax.tree.map(checkpoint.from_data, whole, like)
+        if processes.count() == 1:
+            return whole
+        with _host():
+            return jax.tree.map(checkpoint.from_data, whole, like)
 
 
 class _Told(NamedTuple):
