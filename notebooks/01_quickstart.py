@@ -93,6 +93,29 @@ per_seed = jax.vmap(lambda state: evaluate(ppo, state, config, jax.random.key(1)
 print("eight seeds:", per_seed.mean(1))
 
 # %% [markdown]
+# ## Evaluation while it trains
+#
+# The returns of a training are those of exploring actions. `purerl.train_and_evaluate` stops every so many steps for
+# whole episodes with the policy's mode. It takes nothing from the training, whose numbers stay the same, and keeps the
+# policy of the best evaluation. It is as pure as `train`, so `vmap` gives eight of them. A score to report is that of
+# the final policy; the best one is yours to act with.
+
+# %%
+evaluated = jax.vmap(lambda key: purerl.train_and_evaluate(ppo, key, config, eval_every=25_000, eval_episodes=16))(
+    jax.random.split(jax.random.key(0), 8)
+)
+print("the same trainings as above:", bool((evaluated.metrics["episode_return"] == metrics["episode_return"]).all()))
+
+figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
+plot.learning_curve(metrics, config, label="while it explores", ax=ax)
+steps = [config.env_steps(update) for update in evaluated.eval_updates[0].tolist()]
+ax.plot(steps, plot.iqm(evaluated.eval_return), "o-", markersize=3, label="its mode, evaluated")
+ax.legend(frameon=False)
+
+best = jax.vmap(lambda state: evaluate(ppo, state, config, jax.random.key(1), num_episodes=100).returns)(evaluated.best)
+print("the best of each seed:", best.mean(1))
+
+# %% [markdown]
 # ## Acting
 #
 # `policy` gives a plain function of a key and one observation. Here it balances the pole for an episode, in gymnax's own
@@ -152,6 +175,17 @@ again = evaluate(ppo, restored, config, jax.random.key(1), num_episodes=100).ret
 print("same returns as before saving:", bool((again == returns).all()))
 
 # %% [markdown]
+# For acting alone a policy is enough: a file of its own, which has the weights and what else it takes to act, and
+# nothing of the training. `purerl.export_policy` makes a program of it that runs with JAX alone, without purerl.
+
+# %%
+purerl.save_policy(folder / "cartpole.policy", ppo, state, config)
+loaded = purerl.load_policy(folder / "cartpole.policy")
+falling_left = jnp.array([0.0, 0.0, -0.1, 0.0])
+pushed = ["left", "right"][int(loaded(jax.random.key(0), falling_left))]
+print(f"{(folder / 'cartpole.policy').stat().st_size / 1e3:.0f} kB; a pole that falls to the left is pushed {pushed}")
+
+# %% [markdown]
 # ## Long runs: the runner
 #
 # `runner.train` spreads seeds over all cores, shows progress, writes every seed's metrics to a CSV file and checkpoints
@@ -167,3 +201,24 @@ print(*(folder / "run" / "metrics.csv").read_text().splitlines()[:3], sep="\n")
 
 # %%
 plot.runs([folder / "run"]);
+
+# %% [markdown]
+# A function of yours may look on, every second or so, and end the run, saved; `eval_every` evaluates here as well, in a
+# column of its own and in the picture, and keeps each seed's best policy as a file.
+
+# %%
+def solved(updates, states, metrics):
+    return bool((metrics["episode_return"][:, -1] > 450).all())
+
+
+early = runner.train(ppo, config, seeds=range(4), out=folder / "early", on_chunk=solved, eval_every=25_000)
+print(f"stopped after {config.env_steps(early.updates):,} env steps of {config.env_steps(config.num_updates):,}")
+print(sorted(str(file.relative_to(folder)) for file in (folder / "early").rglob("*.policy")))
+
+# %%
+plot.runs([folder / "early"]);
+
+# %% [markdown]
+# `start_from` begins with another run's weights, and `purerl tune ppo` searches for settings: the notebook
+# `06_experiments` shows a search and a comparison. How to train on a GPU or over many machines, with an env, network or
+# logger of your own, or to act in Gymnasium stands in `docs/how.md`, each piece of which is tested.

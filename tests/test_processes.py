@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 
 from benchmarks import processes as cost
 from purerl import logs, ppo, runner, tuned
-from purerl.run import processes
+from purerl.run import memory, processes
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -269,7 +270,7 @@ def test_weights_of_another_run_reach_all(together: tuple[Path, list[Any]], alon
         ("other", ("ElsewhereError", "RunError"), "it differs in config.gamma (0.9 there, 0.91 here)."),
         ("unopened", ("LookupError", "ElsewhereError"), "no room for a logger"),
         ("homeless", ("ElsewhereError", "RunError"), "it differs in arguments.out (True there, False here)."),
-        ("strange", ("ElsewhereError", "RunError"), "it differs in algorithm"),
+        ("strange", ("ElsewhereError", "RunError"), " there, nothing here), "),
         ("nowhere", ("RunError", "ElsewhereError"), "no folder"),
         ("nan", ("NonFiniteError", "ElsewhereError"), "left the finite numbers at update"),
         ("big", ("ElsewhereError", "RunError"), "for the states of 3 seed(s); 0.0 MB free"),
@@ -444,6 +445,17 @@ def test_shares_are_all_seeds_in_turn(num: int, of: int, monkeypatch: pytest.Mon
     shares = [processes.share(range(num), index) for index in range(of)]
     assert [seed for share in shares for seed in share] == list(range(num))
     assert {len(share) for share in shares} <= {num // of, -(-num // of)}
+
+
+@pytest.mark.parametrize(("num", "folder", "copies"), [(1, None, 0), (1, Path("run"), 2), (2, None, 2)])
+def test_states_of_all_seeds_are_counted_where_they_come_together(
+    num: int, folder: Path | None, copies: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a checkpoint, and of several processes in each for what it returns."""
+    monkeypatch.setattr(processes, "count", lambda: num)
+    loop: Any = types.SimpleNamespace(algorithm=ppo, config=CONFIG, seeds=SEEDS, folder=folder)
+    state = jax.eval_shape(ppo.init, jax.random.key(0), CONFIG)
+    assert runner._Loop.saved_bytes(loop) == copies * len(SEEDS) * memory.tree_bytes(state)
 
 
 def test_the_estimate_by_hand() -> None:

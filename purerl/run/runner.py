@@ -401,7 +401,7 @@ class _Loop:
     ):
         self.algorithm, self.config, self.seeds, self.folder = algorithm, config, seeds, folder
         self.shares = [processes.share(seeds, of) for of in range(processes.count())]
-        self.mine, self.writes = processes.share(seeds), folder is not None and processes.index() == 0
+        self.mine = processes.share(seeds)
         self.argument = envs.with_tables(config)
         self.checkpoint_seconds, self.on_chunk, self.progress, self.say = checkpoint_seconds, on_chunk, progress, say
         self.stop_signal: int | None = None
@@ -447,7 +447,7 @@ class _Loop:
 
         Of several processes each has those of all seeds in the end.
         """
-        if not (self.writes or processes.count() > 1) or jax.local_devices()[0].platform != "cpu":
+        if (self.folder is None and processes.count() == 1) or jax.local_devices()[0].platform != "cpu":
             return 0
         return 2 * memory.tree_bytes(_states_like(self.algorithm, self.config, len(self.seeds)))
 
@@ -617,7 +617,8 @@ class _Loop:
 
         own: the rows of this process's padded seeds. rows: of all. Whether to stop is asked of all processes.
         """
-        first = 1 if self.writes else 0  # metrics.csv comes first, and where it fails so will the checkpoint
+        # metrics.csv comes first, and where it fails so will the checkpoint.
+        first = 0 if self.folder is None else 1
         error, foreign = None, False
         try:
             self.log(self.loggers[:first], updates, rows)
@@ -660,15 +661,15 @@ class _Loop:
             self.keep(updates, self.whole((states, self.best)))
 
     def keep(self, updates: int, whole: Any) -> None:
-        processes.first(lambda: self.write(updates, *whole) if self.writes else None)
+        if self.folder is not None:
+            processes.first(functools.partial(self.write, self.folder / run_folder.CHECKPOINTS, updates, *whole))
 
-    def write(self, updates: int, states: Any, best: Best | None) -> None:
-        assert self.folder is not None
+    def write(self, folder: Path, updates: int, states: Any, best: Best | None) -> None:
         for logger in self.loggers:
             logger.flush()  # before the checkpoint, so that its updates are in the file whenever it exists
         try:
-            checkpoint.save_step(self.folder / run_folder.CHECKPOINTS, updates, (states, best))
-            self.save_best(self.folder / run_folder.CHECKPOINTS / run_folder.BEST, best)
+            checkpoint.save_step(folder, updates, (states, best))
+            self.save_best(folder / run_folder.BEST, best)
         except checkpoint.CheckpointError as error:
             raise StoppedError(f"{error} What was saved before is kept{self.how_to_go_on()}.") from error
 
