@@ -104,16 +104,16 @@ print("eight seeds:", per_seed.mean(1))
 evaluated = jax.vmap(lambda key: purerl.train_and_evaluate(ppo, key, config, eval_every=25_000, eval_episodes=16))(
     jax.random.split(jax.random.key(0), 8)
 )
-print("the same trainings as above:", bool((evaluated.metrics["episode_return"] == metrics["episode_return"]).all()))
+print("the same trainings as above:", bool((evaluated.metrics["value_loss"] == metrics["value_loss"]).all()))
 
 figure, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 plot.learning_curve(metrics, config, label="while it explores", ax=ax)
 steps = [config.env_steps(update) for update in evaluated.eval_updates[0].tolist()]
-ax.plot(steps, plot.iqm(evaluated.eval_return), "o-", markersize=3, label="its mode, evaluated")
+ax.plot(steps, plot.iqm(evaluated.eval_return), "o-", markersize=3, label="its mode")
 ax.legend(frameon=False)
 
 best = jax.vmap(lambda state: evaluate(ppo, state, config, jax.random.key(1), num_episodes=100).returns)(evaluated.best)
-print("the best of each seed:", best.mean(1))
+print("the best of each seed:", best.mean(1).round(1))
 
 # %% [markdown]
 # ## Acting
@@ -211,7 +211,8 @@ def solved(updates, states, metrics):
     return bool((metrics["episode_return"][:, -1] > 450).all())
 
 
-early = runner.train(ppo, config, seeds=range(4), out=folder / "early", on_chunk=solved, eval_every=25_000)
+options = {"on_chunk": solved, "eval_every": 25_000, "say": lambda line: None}
+early = runner.train(ppo, config, seeds=range(4), out=folder / "early", **options)
 print(f"stopped after {config.env_steps(early.updates):,} env steps of {config.env_steps(config.num_updates):,}")
 print(sorted(str(file.relative_to(folder)) for file in (folder / "early").rglob("*.policy")))
 
