@@ -94,3 +94,8 @@ def test_what_cannot_be_split_is_told(algorithm: Any, config: Any, devices: int,
     with pytest.raises(runner.RunError, match=message):
         tiny.run(algorithm, config, devices_per_seed=devices, out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_runner_is_called_outside_of_a_mesh() -> None:
+    with jax.set_mesh(mesh()), pytest.raises(runner.RunError, match="call it outside of jax"):
+        tiny.run(ppo, CONFIG)

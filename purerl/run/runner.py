@@ -236,6 +236,8 @@ def _check_arguments(
         raise RunError(f"seeds must be one or more different non-negative integers, but are {seeds}.")
     if seeds_at_once is not None and seeds_at_once < 1:
         raise RunError(f"seeds_at_once must be at least 1, but is {seeds_at_once}.")
+    if not jax.sharding.get_abstract_mesh().empty:
+        raise RunError("The runner lays out a mesh of its own: call it outside of jax.set_mesh, with devices_per_seed.")
     if resume and folder is None:
         raise RunError("resume needs the folder of the run to go on with.")
     if on_chunk is not None and not callable(on_chunk):
