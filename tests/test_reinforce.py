@@ -564,7 +564,8 @@ def test_envs_say_how_long_their_episodes_may_last() -> None:
         env = envs.make(env)
         return envs.max_episode_steps(env, env.default_params if params is None else params)
 
-    body = types.SimpleNamespace(unwrapped=None, observation_size=1, action_size=1)
+    first = NamedTuple("First", [("obs", jax.Array)])(jnp.zeros(1))
+    body = types.SimpleNamespace(unwrapped=None, action_size=1, reset=lambda key: first)
     brax = envs.Brax(body, episode_length=12)
     cart = gymnax.make("CartPole-v1")[0]
     assert limit(cart) == 500 and limit(cart, cart.default_params.replace(max_steps_in_episode=7)) == 7
