@@ -35,7 +35,11 @@ def scene(*geoms: tuple[Any, ...]) -> bodies.Shapes:
     )
 
 
-UPRIGHT, ALONG_X = (1.0, 0, 0, 0), (np.sqrt(0.5), 0, np.sqrt(0.5), 0)  # the second turns z to x
+UPRIGHT, ALONG_X, ALONG_Y = (  # the second turns z to x, the third to -y
+    (1.0, 0, 0, 0),
+    (np.sqrt(0.5), 0, np.sqrt(0.5), 0),
+    (np.sqrt(0.5), np.sqrt(0.5), 0, 0),
+)
 
 
 def covered(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -52,6 +56,7 @@ def covered(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
         (bodies.CAPSULE, ALONG_X, (0.25, 1, 0), (0.25, 1.25), 1 + np.pi / 16),
         (bodies.CAPSULE, UPRIGHT, (0.25, 1, 0), (1.25, 0.25), 1 + np.pi / 16),
         (bodies.CYLINDER, ALONG_X, (0.1, 1, 0), (0.1, 1), 0.4),
+        (bodies.CYLINDER, ALONG_Y, (0.5, 0.05, 0), (0.5, 0.5), np.pi / 4),
         (bodies.BOX, UPRIGHT, (1, 0.01, 0.5), (0.5, 1), 2),
         (bodies.BOX, ALONG_X, (1, 0.01, 0.5), (1, 0.5), 2),
     ],
@@ -78,9 +83,29 @@ def test_the_nearer_hides_the_farther(order: int) -> None:
 
 
 def test_light_comes_from_above() -> None:
-    picture = bodies.draw(scene((bodies.SPHERE, (0, 0, 0), UPRIGHT, (1, 0, 0), RED)), camera())
+    picture = bodies.draw(scene((bodies.SPHERE, (0, 0, 0), UPRIGHT, (1, 0, 0), RED)), camera()).astype(int)
     row, column = MIDDLE.astype(int)
     assert picture[row - round(0.6 * SCALE), column, 0] > picture[row + round(0.6 * SCALE), column, 0] + 30
+
+
+def test_of_two_on_one_surface_the_first_is_seen() -> None:
+    """A red ball fills the end of a green capsule."""
+    capsule = (bodies.CAPSULE, (0.3, 0, 0), UPRIGHT, (0.7, 1, 0), GREEN)
+    picture = bodies.draw(scene(capsule, (bodies.SPHERE, (0.3, 0, 1), UPRIGHT, (0.7, 0, 0), RED)), camera()).astype(int)
+    assert (picture[..., 0] > picture[..., 1] + 30).sum() < 5
+
+
+def test_what_reaches_behind_the_camera_is_seen_to_the_edge() -> None:
+    """A capsule below the camera, along its view: 3 ahead it is at row 120 + 330 / 3, the last but ten."""
+    picture = bodies.draw(scene((bodies.CAPSULE, (0, -10, -1), ALONG_Y, (0.3, 5, 0), RED)), camera())
+    row, column = bodies.HEIGHT - 10, bodies.WIDTH // 2
+    assert picture[row, column, 0] > 100 and picture[row, column, 1] == 0
+
+
+def test_the_part_with_geoms_has_room_for_an_outline() -> None:
+    windows = [(slice(5, 9), slice(0, 4)), (slice(7, 12), slice(2, bodies.WIDTH)), (slice(0, 0), slice(3, 4))]
+    assert bodies._around(windows) == (slice(4, 13), slice(0, bodies.WIDTH))
+    assert bodies._around([]) == (slice(0, 0), slice(0, 0))
 
 
 @pytest.mark.parametrize(

@@ -392,6 +392,13 @@ def test_brax():
     with pytest.raises(TypeError, match="dictionary"):
         envs.make(brax.envs.get_environment("fast", obs_mode="dict_state"))
 
+    class Seeing(type(brax.envs.get_environment("fast"))):
+        def reset(self, rng):
+            return super().reset(rng).replace(obs=jnp.zeros((4, 3)))
+
+    with pytest.raises(TypeError, match=r"Seeing observes an array of shape \[4, 3\]; purerl needs one array of shape"):
+        envs.make(Seeing())
+
 
 @pytest.mark.parametrize(
     ("name", "said"),

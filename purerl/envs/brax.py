@@ -34,9 +34,10 @@ class Brax:
         self.action_size = env.action_size
         # Brax's own observation_size runs a reset operation by operation, and each of hundreds is compiled.
         obs = jax.eval_shape(env.reset, jax.random.key(0)).obs
-        if not hasattr(obs, "shape"):
-            raise TypeError(f"{type(env).__name__} observes a dictionary; purerl needs one array of shape [size].")
-        (self.observation_size,) = obs.shape
+        if getattr(obs, "ndim", None) != 1:
+            seen = f"an array of shape {list(obs.shape)}" if hasattr(obs, "shape") else "a dictionary"
+            raise TypeError(f"{type(env).__name__} observes {seen}; purerl needs one array of shape [size].")
+        self.observation_size = obs.size
 
     def observation_space(self, params: Any) -> Space:
         return Box(-jnp.inf, jnp.inf, (int(self.observation_size),))

@@ -249,9 +249,10 @@ def _shared(arguments: list[str]) -> list[str]:
     own, kept, skip = ("--coordinator", "--num-processes", "--process-id"), list[str](), False
     for argument in arguments:
         given, equals, _ = argument.partition("=")
-        if not skip and given.replace("_", "-") not in own:
+        place = not skip and given.replace("_", "-") in own
+        if not (skip or place):
             kept.append(argument)
-        skip = not skip and given.replace("_", "-") in own and not equals
+        skip = place and not equals
     return kept
 
 

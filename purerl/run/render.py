@@ -1,7 +1,6 @@
 """One episode as something to look at, drawn by the suite that its environment is of."""
 
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -33,24 +32,17 @@ def episode(
         next_obs, next_state, reward, terminated, truncated = env.advance(keys[1:], env_state, action)
         return (next_obs, next_state, memory), (next_state, reward, terminated | truncated)
 
-    def start(key: PRNGKey) -> Any:
-        first = env.reset(key)
-        return first.obs, first.state, jax.tree.map(lambda x: jax.numpy.asarray(x)[None], policy.memory)
+    @jax.jit
+    def steps(key: PRNGKey, keys: Any) -> Any:
+        start = env.reset(key)
+        memory = jax.tree.map(lambda x: jax.numpy.asarray(x)[None], policy.memory)
+        return start.state, jax.lax.scan(step, (start.obs, start.state, memory), keys)[1]
 
-    def steps(carry: Any, keys: Any) -> Any:
-        return jax.lax.scan(step, carry, keys)[1]
-
-    keys = jax.random.split(loop_key, (max_steps, 2))
-    traced = jax.jit(start).trace(reset_key)
-    programs = traced.lower(), jax.jit(steps).lower(traced.out_info, keys)
-    with ThreadPoolExecutor() as pool:  # at once, since Brax's physics takes seconds to compile
-        reset, loop = pool.map(lambda program: program.compile(), programs)
-    first = reset(reset_key)
-    first_state, trace = jax.device_get((first[1], loop(first, keys)))
+    start, trace = jax.device_get(steps(reset_key, jax.random.split(loop_key, (max_steps, 2))))
     states, rewards, done = jax.tree.map(lambda x: x[:, 0], trace)
     length = int(np.argmax(done)) + 1 if done.any() else max_steps
     after = [jax.tree.map(lambda x, i=i: x[i], states) for i in range(length)]
-    return [jax.tree.map(lambda x: x[0], first_state), *after], np.append(0.0, np.cumsum(rewards[:length]))
+    return [jax.tree.map(lambda x: x[0], start), *after], np.append(0.0, np.cumsum(rewards[:length]))
 
 
 def save(path: str | Path, algorithm: ModuleType, state: Any, config: Any, key: PRNGKey, max_steps: int = 1000) -> Path:

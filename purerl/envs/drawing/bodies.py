@@ -168,9 +168,7 @@ def draw(scene: Shapes, camera: Camera) -> np.ndarray:
     for geom in geoms:
         if geom.kind == PLANE:
             _floor(geom, solid, camera, depth, color)
-    windows = _windows(
-        camera, np.array([_ends(geom) for geom in solid]).reshape(-1, 2, 3), np.array([_girths(geom) for geom in solid])
-    )
+    windows = _windows(camera, solid)
     around = _around(windows)
     fine_depth, fine_color, directions = _parts(depth[around]), _parts(color[around]), camera.fine[_fine(around)]
     owner, eye = np.zeros(fine_depth.shape, np.int16), camera.eye.astype(np.float32)
@@ -237,10 +235,7 @@ def _floor(plane: Shapes, solid: list[Shapes], camera: Camera, depth: np.ndarray
         dark ^= (np.floor(start + place).astype(np.int32) & 1).astype(np.int8)
     far = np.clip((here / camera.distance - 1) / 1.5, 0, 1)
     kind = dark + 2 * np.ceil((FADES - 1) * far).astype(np.int8)
-    ends = np.array([_ends(geom) for geom in solid]).reshape(-1, 2, 3)
-    ends = ends - ((ends - plane.position) @ normal)[..., None] * normal
-    windows = _windows(camera, ends, np.array([_girths(geom) for geom in solid]))
-    for geom, (rows, columns) in zip(solid, windows, strict=True):
+    for geom, (rows, columns) in zip(solid, _windows(camera, solid, plane), strict=True):
         rows = slice(max(rows.start, lower.start) - lower.start, max(rows.stop, lower.start) - lower.start)
         points = camera.eye.astype(np.float32) + here[rows, columns, None] * camera.rays[lower][rows, columns]
         shaded = np.isfinite(_hit(geom, points, normal.astype(np.float32)))
@@ -279,11 +274,15 @@ def _ends(geom: Shapes) -> np.ndarray:
     return geom.position + np.array([[-1.0], [1.0]]) * _half_lengths(geom) * geom.rotation[:, 2]
 
 
-def _windows(camera: Camera, ends: np.ndarray, radius: np.ndarray) -> list[Window]:
-    """Rows and columns outside of which balls around the ends, and what lies between them, are not seen.
+def _windows(camera: Camera, solid: Sequence[Shapes], plane: Shapes | None = None) -> list[Window]:
+    """For each geom the rows and columns outside of which it is not seen, or its shadow on the plane.
 
-    Of many geoms at once: ends `[geoms, 2, 3]`, radius `[geoms]`.
+    It lies in the balls around its ends and between them, and each ball in a cube.
     """
+    ends, radius = np.array([_ends(geom) for geom in solid]).reshape(-1, 2, 3), np.array([_girths(x) for x in solid])
+    if plane is not None:
+        normal = plane.rotation[:, 2]
+        ends = ends - ((ends - plane.position) @ normal)[..., None] * normal
     corners = CORNERS @ camera.axes * radius[:, None, None, None]
     places = camera.project(ends[:, :, None] + corners).reshape(-1, 16, 3)
     near = places[:, :, 2].min(1) <= 0.01 * camera.distance
